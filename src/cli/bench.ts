@@ -1,0 +1,67 @@
+/** `./dev bench NAME...`: each file of bench/ answers one question. */
+import { type Command, Option } from "commander";
+import { existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { pathToFileURL } from "node:url";
+import { UsageError } from "./errors.ts";
+import { addRuntime, wholeNumber } from "./options.ts";
+import { root } from "./place.ts";
+
+/** What a file of bench/ is started with. */
+export interface BenchOptions {
+  /** Name of a model shape, such as "1.2b". */
+  shape: string;
+  weights: "f32" | "bf16" | "f16";
+  threads?: number;
+  device: string;
+  /** JSON lines only on stdout. */
+  json: boolean;
+  /** Stops the measurement. */
+  signal: AbortSignal;
+}
+
+/** The benchmarks there are. */
+export function benchNames(): string[] {
+  const folder = join(root, "bench");
+  if (!existsSync(folder)) return [];
+  return readdirSync(folder).filter((name) => name.endsWith(".ts") && !name.startsWith("_"))
+    .map((name) => name.slice(0, -3)).sort();
+}
+
+async function bench(names: string[], flags: BenchOptions, signal: AbortSignal): Promise<void> {
+  const known = benchNames();
+  for (const name of names) {
+    if (!known.includes(name)) {
+      throw new UsageError(`There is no benchmark '${name}'; there are: ${known.join(", ")}.`);
+    }
+  }
+  for (const name of names) {
+    const file = pathToFileURL(join(root, "bench", `${name}.ts`)).href;
+    const module = await import(file);
+    if (typeof module.run !== "function") {
+      throw new TypeError(`Expected bench/${name}.ts to export a function run.`);
+    }
+    await module.run({ ...flags, signal });
+  }
+}
+
+/** Adds `bench` to the program. */
+export function addBench(program: Command, signal: AbortSignal): void {
+  const command = program.command("bench")
+    .description("Measure; each result is a JSON line with its share of this machine's peak")
+    .argument("<name...>", `what to measure: ${benchNames().join(", ")}`)
+    .option("--shape <name>", "shape of the model with random weights", "1.2b")
+    .addOption(
+      new Option("--weights <dtype>", "dtype of the weights").choices(["f32", "bf16", "f16"])
+        .default("bf16"),
+    )
+    .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1))
+    .option("--device <name>", "cpu or cuda", "cpu")
+    .option("--json", "print nothing but JSON lines on stdout", false);
+  addRuntime(command).addHelpText(
+    "after",
+    `
+Examples:
+  ./dev bench decode prefill --shape 1.2b --weights bf16 --threads 2 --json`,
+  ).action((names: string[], flags: BenchOptions) => bench(names, flags, signal));
+}

@@ -1,0 +1,50 @@
+/** `./dev build`: the native library. */
+import { type Command, Option } from "commander";
+import { SilentFailure } from "./errors.ts";
+import { addRuntime } from "./options.ts";
+import { toolPath } from "./place.ts";
+import { runTool } from "./process.ts";
+
+interface BuildFlags {
+  cuda: "auto" | "on" | "off";
+  target?: string;
+  optimize?: string;
+}
+
+/** Arguments of `zig build` for the options given. */
+export function zigArguments(flags: BuildFlags): string[] {
+  const args = ["build", "--build-file", "zig/build.zig", `-Dcuda=${flags.cuda}`];
+  if (flags.target) args.push(`-Dtarget=${flags.target}`);
+  if (flags.optimize) args.push(`-Doptimize=${flags.optimize}`);
+  return args;
+}
+
+async function build(flags: BuildFlags): Promise<void> {
+  const ended = await runTool(toolPath("zig"), zigArguments(flags), { show: true });
+  if (ended.code !== 0) throw new SilentFailure();
+  console.error(`Built zig/zig-out/lib in ${ended.seconds.toFixed(1)} s.`);
+}
+
+/** Adds `build` to the program. */
+export function addBuild(program: Command): void {
+  const command = program.command("build")
+    .description("Build the native library into zig/zig-out/lib")
+    .addOption(
+      new Option("--cuda <when>", "CUDA kernels; auto: when nvcc is found")
+        .choices(["auto", "on", "off"]).default("auto"),
+    )
+    .option("--target <triple>", "Zig's name of the machine to build for (default: this one)")
+    .addOption(
+      new Option("--optimize <mode>", "how to compile (default: ReleaseFast)")
+        .choices(["Debug", "ReleaseSafe", "ReleaseFast", "ReleaseSmall"]),
+    );
+  addRuntime(command).addHelpText(
+    "after",
+    `
+Other subcommands build what is missing or older than its sources by themselves.
+
+Examples:
+  ./dev build --cuda on
+  ./dev build --target aarch64-linux-gnu.2.17`,
+  ).action(build);
+}

@@ -1,0 +1,3 @@
+/** stub */
+import type { Command } from "commander";
+export function addDoctor(program: Command): void { program.command("doctor"); }

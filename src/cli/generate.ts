@@ -1,0 +1,75 @@
+/** `./dev generate`: continue prompts and stream the text. */
+import type { Command } from "commander";
+import process from "node:process";
+import { UsageError } from "./errors.ts";
+import { addGeneration, addModel, generationArguments, type ModelFlags } from "./options.ts";
+import { loadModel } from "./load.ts";
+
+interface GenerateFlags extends ModelFlags {
+  returnFullText: boolean;
+}
+
+/** All of stdin as text. */
+export async function readStdin(): Promise<string> {
+  const pieces: string[] = [];
+  process.stdin.setEncoding("utf8");
+  for await (const piece of process.stdin) pieces.push(String(piece));
+  return pieces.join("");
+}
+
+/**
+ * The prompts of a command line: its arguments, or each line of stdin where there are none or
+ * where one is "-".
+ *
+ * @throws {UsageError} when there is no prompt at all
+ */
+export async function readPrompts(given: string[]): Promise<string[]> {
+  const prompts: string[] = [];
+  if (given.length === 0 && process.stdin.isTTY) {
+    throw new UsageError("Expected a prompt as an argument or on stdin but found none.");
+  }
+  for (const prompt of given.length ? given : ["-"]) {
+    if (prompt !== "-") prompts.push(prompt);
+    else prompts.push(...(await readStdin()).split(/\r?\n/).filter((line) => line !== ""));
+  }
+  if (prompts.length === 0) {
+    throw new UsageError("Expected a prompt as an argument or on stdin but found none.");
+  }
+  return prompts;
+}
+
+async function generate(given: string[], flags: GenerateFlags, signal: AbortSignal): Promise<void> {
+  const prompts = await readPrompts(given);
+  const { tokenizer, model } = await loadModel(flags, signal);
+  using _model = model;
+  const options = generationArguments(flags as unknown as Record<string, unknown>);
+  for (const prompt of prompts) {
+    if (flags.returnFullText) process.stdout.write(prompt);
+    const inputs = tokenizer([prompt]);
+    for await (const piece of model.stream({ ...inputs, ...options, tokenizer, signal })) {
+      process.stdout.write(piece);
+    }
+    process.stdout.write("\n");
+  }
+}
+
+/** Adds `generate` to the program. */
+export function addGenerate(program: Command, signal: AbortSignal): void {
+  const command = program.command("generate")
+    .description("Continue each prompt and stream the text to stdout")
+    .argument("[prompt...]", "what to continue; '-' or nothing: each line of stdin is a prompt");
+  addGeneration(addModel(command))
+    .option("--no-return-full-text", "print the new text only, not the prompt before it")
+    .addHelpText(
+      "after",
+      `
+Options that are not given have the values of the model's generation_config.json.
+
+Examples:
+  ./dev generate "a small dog is"
+  ./dev generate --do-sample --temperature 0.8 --top-p 0.95 --seed 7 "to run"
+  ./dev generate --num-beams 4 --max-new-tokens 32 "a small dog is" "to run"
+  echo "a small dog is" | ./dev generate --runtime deno`,
+    )
+    .action((given: string[], flags: GenerateFlags) => generate(given, flags, signal));
+}

@@ -1,0 +1,30 @@
+/** Loading the model that a command line names. */
+import process from "node:process";
+import { AutoModelForCausalLM, AutoTokenizer } from "../../mod.ts";
+import type { ModelFlags } from "./options.ts";
+import { modelFolder } from "./place.ts";
+
+/**
+ * Loads tokenizer and model. On a terminal, stderr shows how far the weights are.
+ *
+ * @param signal stops the loading
+ */
+export async function loadModel(flags: ModelFlags, signal: AbortSignal) {
+  const folder = modelFolder(flags.model);
+  const tokenizer = await AutoTokenizer.from_pretrained(folder);
+  const show = process.stderr.isTTY;
+  const model = await AutoModelForCausalLM.from_pretrained(folder, {
+    dtype: flags.dtype,
+    device: flags.device,
+    threads: flags.threads,
+    signal,
+    ...(show ? { progress_callback: showProgress } : {}),
+  });
+  if (show) process.stderr.write("\r\x1b[K");
+  return { tokenizer, model };
+}
+
+function showProgress({ loaded, total }: { loaded: number; total: number }): void {
+  const percent = total ? Math.floor(100 * loaded / total) : 100;
+  process.stderr.write(`\rloading ${percent} %`);
+}

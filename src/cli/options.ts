@@ -1,0 +1,130 @@
+/** Options that several subcommands share, with Hugging Face's names in kebab case. */
+import { type Command, InvalidArgumentError, Option } from "commander";
+import { default_model } from "./place.ts";
+
+/** Options that say which model runs where. */
+export interface ModelFlags {
+  model: string;
+  dtype: "auto" | "float32" | "bfloat16" | "float16";
+  device: string;
+  threads?: number;
+}
+
+function toNumber(text: string): number {
+  const value = text.trim() === "" ? NaN : Number(text);
+  if (!Number.isFinite(value)) {
+    throw new InvalidArgumentError(`Expected a number but found '${text}'.`);
+  }
+  return value;
+}
+
+/** Reads a whole number of at least `min`. */
+export function wholeNumber(min: number): (text: string) => number {
+  return (text) => {
+    const value = toNumber(text);
+    if (!Number.isSafeInteger(value) || value < min) {
+      throw new InvalidArgumentError(
+        `Expected a whole number of at least ${min} but found '${text}'.`,
+      );
+    }
+    return value;
+  };
+}
+
+/** Reads a number within limits. */
+export function numberBetween(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = toNumber(text);
+    if (value < min || value > max) {
+      const range = max === Infinity ? `of at least ${min}` : `from ${min} to ${max}`;
+      throw new InvalidArgumentError(`Expected a number ${range} but found '${text}'.`);
+    }
+    return value;
+  };
+}
+
+function device(text: string): string {
+  if (/^(cpu|cuda(:\d+)?)$/.test(text)) return text;
+  throw new InvalidArgumentError(`Expected cpu, cuda or cuda:N but found '${text}'.`);
+}
+
+/** Adds the option that `./dev` itself reads, so that --help shows it and a direct start takes it. */
+export function addRuntime(command: Command): Command {
+  return command.addOption(
+    new Option("--runtime <name>", "JavaScript runtime to use").choices(["bun", "deno"])
+      .default("bun"),
+  );
+}
+
+/** Adds the options that say which model runs where. */
+export function addModel(command: Command): Command {
+  return addRuntime(command)
+    .option("--model <folder>", "model in Hugging Face layout", default_model)
+    .addOption(
+      new Option("--dtype <name>", "dtype of the weights; auto: as stored")
+        .choices(["auto", "float32", "bfloat16", "float16"]).default("auto"),
+    )
+    .option("--device <name>", "cpu, cuda or cuda:N", device, "cpu")
+    .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1));
+}
+
+/** Adds the options of `generate`; those not given keep generation_config.json's value. */
+export function addGeneration(command: Command): Command {
+  const fraction = numberBetween(0, 1);
+  return command
+    .option("--max-new-tokens <n>", "ids to generate at most", wholeNumber(0))
+    .option("--max-length <n>", "ids of prompt and text together at most", wholeNumber(1))
+    .option("--min-new-tokens <n>", "ids to generate before an end is allowed", wholeNumber(0))
+    .option("--do-sample", "draw each id by its probability instead of taking the likeliest")
+    .option("--temperature <x>", "divide the logits by x (with --do-sample)", numberBetween(0, Infinity))
+    .option("--top-k <n>", "draw from the k likeliest ids", wholeNumber(0))
+    .option("--top-p <x>", "draw from the likeliest ids that sum up to p", fraction)
+    .option("--min-p <x>", "draw from ids of at least p times the likeliest one's probability", fraction)
+    .option("--typical-p <x>", "draw from locally typical ids that sum up to p", fraction)
+    .option("--repetition-penalty <x>", "make ids that occurred less likely; 1 is off", numberBetween(0, Infinity))
+    .addOption(notNegated("--no-repeat-ngram-size <n>", "let no n-gram occur twice; 0 is off"))
+    .option("--num-beams <n>", "beams of a beam search; 1 is off", wholeNumber(1))
+    .option("--length-penalty <x>", "exponent of the length in a beam's score", numberBetween(-Infinity, Infinity))
+    .option("--early-stopping", "stop a beam search as soon as enough texts have ended")
+    .option("--seed <n>", "seed of the random draws; the same seed gives the same text", wholeNumber(0))
+    .option("--stop-strings <text...>", "end the text where one of these appears")
+    .option("--prefill-chunk-size <n>", "ids of the prompt that run at once", wholeNumber(1));
+}
+
+/** A whole number whose name begins with "no" without being a negation. */
+function notNegated(flags: string, description: string): Option {
+  const option = new Option(flags, description).argParser(wholeNumber(0));
+  option.negate = false;
+  return option;
+}
+
+const generation_flags = [
+  "maxNewTokens",
+  "maxLength",
+  "minNewTokens",
+  "doSample",
+  "temperature",
+  "topK",
+  "topP",
+  "minP",
+  "typicalP",
+  "repetitionPenalty",
+  "noRepeatNgramSize",
+  "numBeams",
+  "lengthPenalty",
+  "earlyStopping",
+  "seed",
+  "stopStrings",
+  "prefillChunkSize",
+];
+
+/** The options of `generate` among all that were given, with Hugging Face's snake_case names. */
+export function generationArguments(flags: Record<string, unknown>): Record<string, unknown> {
+  const given = generation_flags.filter((name) => flags[name] !== undefined);
+  return Object.fromEntries(given.map((name) => [snakeCase(name), flags[name]]));
+}
+
+/** "maxNewTokens" as "max_new_tokens". */
+export function snakeCase(name: string): string {
+  return name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`);
+}

@@ -1,0 +1,77 @@
+/** How one sequence's states and one page's keys and values are laid out in memory. */
+
+import { Tensor } from "../graph/tensor.ts";
+import { page_tokens, panel } from "../native/bindings.gen.ts";
+
+/** What one layer keeps from token to token. */
+export type LayerCacheSpec =
+  | {
+    readonly type: "mamba";
+    /** (kernel_size, channels) */
+    readonly conv_state: readonly [number, number];
+    /** (heads, state_size, head_dim) */
+    readonly ssm_state: readonly [number, number, number];
+  }
+  | { readonly type: "attention"; readonly kv_heads: number; readonly head_dim: number };
+
+/** A Mamba layer's states as operands: they mean the running sequence's slot. */
+export interface MambaState {
+  readonly type: "mamba";
+  readonly conv_state: Tensor; // (kernel_size, channels)
+  readonly ssm_state: Tensor; // (heads, state_size, head_dim)
+}
+
+/** An attention layer's pages as operands. */
+export interface AttentionState {
+  readonly type: "attention";
+  readonly keys: Tensor; // (kv_heads, page_tokens / 16, head_dim, 16)
+  readonly values: Tensor; // (kv_heads, page_tokens, head_dim)
+}
+
+const f32_bytes = 4;
+const align = (n: number) => Math.ceil(n / 64) * 64;
+
+/** Offsets of every layer's part within a slot and within a page. */
+export class CacheLayout {
+  readonly layers: readonly (MambaState | AttentionState)[];
+  /** Bytes of one sequence's convolution and SSM states. */
+  readonly slot_bytes: number;
+  /** Bytes of the keys and values of {@link page_tokens} positions. */
+  readonly page_bytes: number;
+
+  constructor(readonly specs: readonly LayerCacheSpec[]) {
+    let slot_bytes = 0;
+    let page_bytes = 0;
+    const region = (space: "state" | "kv", shape: readonly number[]) => {
+      const bytes = align(shape.reduce((a, b) => a * b, f32_bytes));
+      const offset = space === "state" ? slot_bytes : page_bytes;
+      if (space === "state") slot_bytes += bytes;
+      else page_bytes += bytes;
+      return new Tensor(shape, "float32", { space, offset });
+    };
+    this.layers = specs.map((spec) => {
+      if (spec.type === "mamba") {
+        const conv_state = region("state", spec.conv_state);
+        return { type: spec.type, conv_state, ssm_state: region("state", spec.ssm_state) };
+      }
+      const { kv_heads, head_dim } = spec;
+      const keys = region("kv", [kv_heads, page_tokens / panel, head_dim, panel]);
+      return { type: spec.type, keys, values: region("kv", [kv_heads, page_tokens, head_dim]) };
+    });
+    this.slot_bytes = slot_bytes;
+    this.page_bytes = page_bytes;
+  }
+
+  /** Layer i's states. @throws {TypeError} when it is a layer of the other kind */
+  mamba(i: number): MambaState {
+    const layer = this.layers[i];
+    if (layer.type !== "mamba") throw new TypeError(`Layer ${i} keeps no Mamba state`);
+    return layer;
+  }
+
+  attention(i: number): AttentionState {
+    const layer = this.layers[i];
+    if (layer.type !== "attention") throw new TypeError(`Layer ${i} keeps no keys and values`);
+    return layer;
+  }
+}

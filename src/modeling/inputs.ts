@@ -1,0 +1,132 @@
+/** Reads what users pass as ids, masks and labels: nested arrays, typed arrays with a shape, Tensors. */
+
+import { Tensor } from "../graph/tensor.ts";
+
+/** A typed array with its shape, as tokenizers and other libraries give. */
+export interface ShapedArray {
+  readonly data: ArrayLike<number> | ArrayLike<bigint>;
+  readonly shape: readonly number[];
+}
+
+/** Anything that can stand for a matrix of numbers; one dimension means one row. */
+export type MatrixInput =
+  | readonly number[]
+  | readonly (readonly number[])[]
+  | Int32Array
+  | Uint32Array
+  | Float32Array
+  | BigInt64Array
+  | ShapedArray
+  | Tensor;
+
+/** A rectangle of numbers, row after row. */
+export interface Matrix {
+  readonly data: Float64Array;
+  readonly rows: number;
+  readonly columns: number;
+}
+
+/**
+ * Reads a matrix.
+ *
+ * @param name the argument's name, for errors
+ * @throws {TypeError} for other things, {RangeError} for ragged or empty rows
+ */
+export async function readMatrix(name: string, input: MatrixInput): Promise<Matrix> {
+  if (input instanceof Tensor) {
+    return shaped(name, { data: await input.data(), shape: input.shape });
+  }
+  if (ArrayBuffer.isView(input)) {
+    const data = input as unknown as ArrayLike<number>;
+    return shaped(name, { data, shape: [1, data.length] });
+  }
+  if (Array.isArray(input)) return nested(name, input);
+  if (input && typeof input === "object" && "data" in input && "shape" in input) {
+    return shaped(name, input as ShapedArray);
+  }
+  throw new TypeError(
+    `Expected ${name} to be an array of rows, a typed array with a shape or a Tensor ` +
+      `but found ${describe(input)}`,
+  );
+}
+
+/**
+ * Reads a matrix of whole numbers that fit 32 bits.
+ *
+ * @throws {RangeError} naming the first number that is not one
+ */
+export async function readIntegers(name: string, input: MatrixInput): Promise<Matrix> {
+  const matrix = await readMatrix(name, input);
+  const at = matrix.data.findIndex((x) => !Number.isInteger(x) || Math.abs(x) > 0x7fffffff);
+  if (at >= 0) {
+    const row = Math.floor(at / matrix.columns);
+    throw new RangeError(
+      `Expected whole numbers in ${name} but found ${matrix.data[at]} in row ${row}, ` +
+        `column ${at % matrix.columns}`,
+    );
+  }
+  return matrix;
+}
+
+/** Reads one row of whole numbers, such as `cu_seq_lens_q`. */
+export async function readList(name: string, input: MatrixInput): Promise<number[]> {
+  const { rows, data } = await readIntegers(name, input);
+  if (rows !== 1) throw new RangeError(`Expected ${name} to be one row but found ${rows}`);
+  return [...data];
+}
+
+function nested(name: string, input: readonly unknown[]): Matrix {
+  if (input.length === 0) throw new RangeError(`Expected ${name} to hold numbers but found none`);
+  const list = (Array.isArray(input[0]) || ArrayBuffer.isView(input[0]) ? input : [input]) as
+    readonly ArrayLike<unknown>[];
+  const columns = list[0].length;
+  if (columns === 0) throw new RangeError(`Expected ${name} to hold numbers but row 0 is empty`);
+  const data = new Float64Array(list.length * columns);
+  for (const [r, row] of list.entries()) {
+    if (row === null || typeof row !== "object" || row.length === undefined) {
+      throw new TypeError(`Expected row ${r} of ${name} to be a list but found ${describe(row)}`);
+    }
+    if (row.length !== columns) {
+      throw new RangeError(
+        `Expected every row of ${name} to have ${columns} entries like row 0 but row ${r} has ` +
+          `${row.length}: pad them to one length and pass an attention_mask`,
+      );
+    }
+    for (let c = 0; c < columns; c++) data[r * columns + c] = number(name, row[c], r, c);
+  }
+  return { data, rows: list.length, columns };
+}
+
+function shaped(name: string, { data, shape }: ShapedArray): Matrix {
+  const [rows, columns] = shape.length === 1 ? [1, shape[0]] : shape;
+  if (shape.length < 1 || shape.length > 2 || !(rows > 0) || !(columns > 0)) {
+    throw new RangeError(`Expected ${name} to have shape (rows, columns) but found [${shape}]`);
+  }
+  if (data.length !== rows * columns) {
+    throw new RangeError(
+      `Expected ${rows * columns} numbers in ${name} for shape [${shape}] but found ${data.length}`,
+    );
+  }
+  const out = new Float64Array(rows * columns);
+  for (let i = 0; i < out.length; i++) {
+    out[i] = number(name, data[i], Math.floor(i / columns), i % columns);
+  }
+  return { data: out, rows, columns };
+}
+
+function number(name: string, value: unknown, row: number, column: number): number {
+  if (typeof value === "number") return value;
+  if (typeof value === "bigint" || typeof value === "boolean") return Number(value);
+  throw new TypeError(
+    `Expected numbers in ${name} but found ${describe(value)} in row ${row}, column ${column}`,
+  );
+}
+
+/** A short name of any value, for error sentences. */
+export function describe(value: unknown): string {
+  if (value === null || value === undefined) return String(value);
+  if (typeof value === "string") return JSON.stringify(value.slice(0, 40));
+  if (Array.isArray(value)) return `an array of ${value.length}`;
+  if (typeof value === "object") return `a ${value.constructor?.name ?? "object"}`;
+  return String(value);
+}

@@ -1,0 +1,253 @@
+/** The base of all models: loading, calling, freeing. HF's PreTrainedModel. */
+
+import { Device } from "../device.ts";
+import { type DTypeName, type LayoutName, Tensor } from "../graph/tensor.ts";
+import { Module } from "../nn/module.ts";
+import { Checkpoint } from "../weights/checkpoint.ts";
+import { type LoadedWeight, loadWeights, type WeightSet, type WeightSpec } from "../weights/load.ts";
+import { CacheLayout, type LayerCacheSpec } from "./cache_layout.ts";
+import { type CallInputs, callModel } from "./call.ts";
+import type { ForwardInputs, ForwardOutputs } from "./forward.ts";
+import { checkOptions } from "./options.ts";
+import type { ModelOutput } from "./outputs.ts";
+import { ModelRuntime, type RunnableModel } from "./runtime.ts";
+
+/** Options of `from_pretrained`. */
+export interface PretrainedOptions {
+  /** Dtype of the weights; "auto" keeps what the checkpoint stores. */
+  dtype?: "auto" | "float32" | "bfloat16" | "float16";
+  /** "cpu", "cuda", "cuda:0" or "auto" */
+  device?: string;
+  /** Native threads; one a physical core by default. */
+  threads?: number;
+  /** Called with `{ status: "progress", file, loaded, total }` while weights load. */
+  progress_callback?: (progress: LoadProgress) => void;
+  signal?: AbortSignal;
+}
+
+/** What `progress_callback` gets; bytes. */
+export interface LoadProgress {
+  status: string;
+  file: string;
+  loaded: number;
+  total: number;
+}
+
+const known = ["dtype", "device", "threads", "progress_callback", "signal"];
+const dtypes = ["auto", "float32", "bfloat16", "float16"];
+
+/** What a config must tell about any model. */
+export interface ModelConfig {
+  readonly model_type: string;
+  readonly vocab_size: number;
+  readonly hidden_size: number;
+  readonly tie_word_embeddings: boolean;
+  readonly use_cache?: boolean;
+}
+
+/** A model class with its config class, as `from_pretrained` needs it. */
+export interface ModelClass<T extends PreTrainedModel> {
+  // deno-lint-ignore no-explicit-any -- a static side cannot name the subclass's config
+  new (config: any): T;
+  readonly config_class: { from_pretrained(dir: string): Promise<ModelConfig> };
+  /** Where the base model's weights stand in the checkpoint of a model with a head. */
+  readonly base_model_prefix?: string;
+  readonly _tied_weights_keys?: Readonly<Record<string, string>>;
+}
+
+/** A model with weights on a device. */
+export abstract class PreTrainedModel extends Module implements RunnableModel {
+  abstract readonly config: ModelConfig;
+  z_loss_coefficient = 0;
+  #runtime: ModelRuntime | undefined;
+
+  /** Records the model's definition over the tokens of a batch. */
+  abstract forward(inputs: ForwardInputs): ForwardOutputs;
+
+  /** What each layer keeps in the cache. */
+  abstract cacheSpecs(): LayerCacheSpec[];
+
+  /** Whether `forward` gives logits. */
+  get has_head(): boolean {
+    return false;
+  }
+
+  /**
+   * Loads config and weights from a folder in HF's layout.
+   *
+   * @param dir holds config.json and model.safetensors, or shards with their index
+   * @throws {TypeError | RangeError} naming what is missing, surplus, misshapen or out of range
+   */
+  static async from_pretrained<T extends PreTrainedModel>(
+    this: ModelClass<T>,
+    dir: string,
+    options: PretrainedOptions = {},
+  ): Promise<T> {
+    checkOptions("from_pretrained", options, known);
+    const { dtype = "auto", signal } = options;
+    if (!dtypes.includes(dtype)) {
+      throw new RangeError(`Expected dtype to be one of ${dtypes.join(", ")} but found ${dtype}`);
+    }
+    signal?.throwIfAborted();
+    const config = await this.config_class.from_pretrained(dir);
+    const model = new this(config);
+    const checkpoint = await Checkpoint.open(dir);
+    const device = await Device.open(options.device ?? "cpu", { threads: options.threads });
+    try {
+      await model.load(this, checkpoint, device, options);
+      await model.afterLoad(dir);
+    } catch (error) {
+      device.dispose();
+      throw error;
+    }
+    return model;
+  }
+
+  /** Runs a forward pass: HF's `model(**inputs)`. */
+  async call(inputs: CallInputs): Promise<ModelOutput> {
+    return await callModel(this.runtime, inputs);
+  }
+
+  /** @throws {TypeError} before loading and after dispose() */
+  get runtime(): ModelRuntime {
+    if (!this.#runtime) {
+      throw new TypeError(
+        "Cannot run a model without weights: load one with from_pretrained(folder)",
+      );
+    }
+    if (this.#runtime.disposed) {
+      throw new TypeError("Cannot use the model: it has been disposed of");
+    }
+    return this.#runtime;
+  }
+
+  get device(): Device {
+    return this.runtime.device;
+  }
+
+  /** Dtype of the weight matrices. */
+  get dtype(): DTypeName {
+    for (const [, tensor] of this.namedParameters()) {
+      if (tensor.shape.length === 2) return tensor.dtype;
+    }
+    return "float32";
+  }
+
+  /** Number of weights, tied ones counted once. */
+  num_parameters(): number {
+    const tensors = new Set([...this.namedParameters()].map(([, tensor]) => tensor));
+    return [...tensors].reduce((sum, tensor) => sum + tensor.size, 0);
+  }
+
+  /** HF's get_memory_footprint: bytes of the weights as they are held. */
+  get_memory_footprint(): number {
+    return this.runtime.weights.bytes;
+  }
+
+  /** HF's eval(): models here are always in evaluation mode. */
+  eval(): this {
+    return this;
+  }
+
+  /** Frees weights and plans. Caches and results that are still held stay usable. */
+  dispose(): void {
+    this.#runtime?.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** For what subclasses read beside the weights. */
+  protected async afterLoad(_dir: string): Promise<void> {}
+
+  private async load(
+    model_class: ModelClass<PreTrainedModel>,
+    checkpoint: Checkpoint,
+    device: Device,
+    options: PretrainedOptions,
+  ): Promise<void> {
+    const tied = this.config.tie_word_embeddings ? model_class._tied_weights_keys ?? {} : {};
+    const specs = weightSpecs(this, checkpoint, tied, model_class.base_model_prefix);
+    const { dtype = "auto", progress_callback, signal } = options;
+    const weights = await loadWeights(device, checkpoint, [...specs.values()], {
+      dtype,
+      tied,
+      progress_callback,
+      signal,
+    });
+    const constants = this.bindConstants(device);
+    this.bindWeights(specs, weights, tied);
+    const layout = new CacheLayout(this.cacheSpecs());
+    this.#runtime = new ModelRuntime(this, device, layout, weights, constants, this.has_head);
+  }
+
+  private bindWeights(
+    specs: ReadonlyMap<string, WeightSpec>,
+    weights: WeightSet,
+    tied: Readonly<Record<string, string>>,
+  ): void {
+    const loaded = new Map<string, Tensor>();
+    for (const [path, spec] of specs) {
+      loaded.set(path, weightTensor(weights.weights.get(spec.name)!));
+    }
+    this.bind((path) => loaded.get(tied[path] ?? path));
+  }
+
+  private bindConstants(device: Device) {
+    const tables: Float32Array[] = [];
+    this.bind((_, tensor) => {
+      if (tensor.storage.space === "constant") tables.push(tensor.storage.values);
+      return undefined;
+    });
+    if (tables.length === 0) return undefined;
+    const stride = 64;
+    const offsets: number[] = [];
+    let bytes = 0;
+    for (const table of tables) {
+      offsets.push(bytes);
+      bytes += Math.ceil(table.byteLength / stride) * stride;
+    }
+    const buffer = device.createBuffer(bytes);
+    let next = 0;
+    this.bind((_, tensor) => {
+      if (tensor.storage.space !== "constant") return undefined;
+      const { values } = tensor.storage;
+      const offset = offsets[next++];
+      buffer.write(offset, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
+      const place = { space: "weight", layout: "row_major", buffer: buffer.handle, offset } as const;
+      return new Tensor(tensor.shape, "float32", place);
+    });
+    return buffer;
+  }
+}
+
+/** What to load for each parameter path. A tied table is loaded once, as the head's panels. */
+function weightSpecs(
+  model: PreTrainedModel,
+  checkpoint: Checkpoint,
+  tied: Readonly<Record<string, string>>,
+  prefix: string | undefined,
+): Map<string, WeightSpec> {
+  const sources = new Set(Object.values(tied));
+  const inside = prefix !== undefined && checkpoint.names.some((n) => n.startsWith(`${prefix}.`));
+  const specs = new Map<string, WeightSpec>();
+  for (const [path, tensor] of model.namedParameters()) {
+    if (path in tied) continue;
+    if (tensor.storage.space !== "parameter") continue;
+    const layout: LayoutName = sources.has(path) ? "panel" : tensor.storage.layout;
+    specs.set(path, {
+      name: inside ? `${prefix}.${path}` : path,
+      shape: [...tensor.shape],
+      layout,
+      keepMapped: layout === "row_major" && !tensor.storage.keep_f32,
+      dtype: tensor.storage.keep_f32 ? "float32" : undefined,
+    });
+  }
+  return specs;
+}
+
+function weightTensor(weight: LoadedWeight): Tensor {
+  const { shape, dtype, layout, buffer, offset } = weight;
+  return new Tensor(shape, dtype, { space: "weight", layout, buffer, offset });
+}

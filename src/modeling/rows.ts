@@ -1,0 +1,90 @@
+/** Results of runs, scattered back into the caller's frame of rows and columns. */
+
+import type { Buffer } from "../device.ts";
+import type { ExternalPlace } from "../graph/plan.ts";
+import { type DataSource, Tensor } from "../graph/tensor.ts";
+
+/** An input/output buffer that several result tensors share. */
+export class SharedBuffer {
+  #users = 0;
+
+  constructor(readonly buffer: Buffer) {}
+
+  retain(): void {
+    this.#users++;
+  }
+
+  release(): void {
+    if (--this.#users === 0) this.buffer.dispose();
+  }
+
+  /** Frees the buffer when no result took it. */
+  settle(): void {
+    if (this.#users === 0) this.buffer.dispose();
+  }
+}
+
+/** Rows of one run's output and where each belongs in the frame. */
+export interface Segment {
+  readonly shared: SharedBuffer;
+  readonly place: ExternalPlace;
+  /** For each row in use, its row of the result. */
+  readonly targets: readonly number[];
+}
+
+/** Reads all rows of a segment: (targets.length, columns). */
+export function readRows({ shared, place, targets }: Segment): Float32Array {
+  const { columns, row_bytes, offset } = place;
+  const out = new Float32Array(targets.length * columns);
+  if (row_bytes === 4 * columns) {
+    shared.buffer.read(offset, new Uint8Array(out.buffer));
+    return out;
+  }
+  for (let r = 0; r < targets.length; r++) {
+    const row = new Uint8Array(out.buffer, r * columns * 4, columns * 4);
+    shared.buffer.read(offset + r * row_bytes, row);
+  }
+  return out;
+}
+
+/**
+ * A result tensor over segments; numbers are fetched and scattered when asked for. Rows that no
+ * segment names (padding) are zeros.
+ *
+ * @param shape its last dimension is the rows' width unless `scatter` says otherwise
+ * @param scatter writes one row into the result; by default whole rows by their target
+ */
+export function resultTensor(
+  shape: readonly number[],
+  segments: readonly Segment[],
+  scatter?: (out: Float32Array, row: Float32Array, target: number) => void,
+): Tensor {
+  for (const { shared } of segments) shared.retain();
+  let disposed = false;
+  const source: DataSource = {
+    read() {
+      if (disposed) {
+        return Promise.reject(
+          new TypeError(`Cannot read a tensor of shape [${shape}]: it has been disposed of`),
+        );
+      }
+      const out = new Float32Array(shape.reduce((a, b) => a * b, 1));
+      for (const segment of segments) {
+        const { columns } = segment.place;
+        const rows = readRows(segment);
+        for (const [r, target] of segment.targets.entries()) {
+          const row = rows.subarray(r * columns, (r + 1) * columns);
+          if (scatter) scatter(out, row, target);
+          else out.set(row, target * columns);
+        }
+      }
+      return Promise.resolve(out);
+    },
+    dispose() {
+      if (disposed) return;
+      disposed = true;
+      for (const { shared } of segments) shared.release();
+    },
+  };
+  return new Tensor(shape, "float32", { space: "data", source });
+}

@@ -1,0 +1,136 @@
+/** One run of a plan: pieces of sequences in, a finished job out. */
+
+import type { Device } from "../device.ts";
+import type { Plan } from "../graph/plan.ts";
+import { encodeStep, type SamplingFields } from "../graph/step.ts";
+import { page_tokens } from "../native/bindings.gen.ts";
+import type { NativeJob } from "../native/job.ts";
+import type { HybridMambaAttentionDynamicCache } from "./cache.ts";
+import { SharedBuffer } from "./rows.ts";
+
+/** A piece of one sequence's tokens, ready to run. */
+export interface RunSequence {
+  /** Cache row, which is its slot. */
+  readonly slot: number;
+  /** Tokens of the sequence before the piece. */
+  readonly past: number;
+  /** Absent when embeddings are given. */
+  readonly ids?: ArrayLike<number>;
+  /** For the rotary embedding, one a token. */
+  readonly positions: ArrayLike<number>;
+  /** Tokens of the piece whose logits are wanted, rising. */
+  readonly logit_rows: readonly number[];
+  /** One a logit row, -100 where there is none. */
+  readonly labels?: readonly number[];
+  readonly sampling?: SamplingFields;
+  /** Every id of the sequence so far, for penalties. */
+  readonly history?: readonly number[];
+}
+
+/** What a run shares among its sequences. */
+export interface RunOptions {
+  readonly plan: Plan;
+  readonly cache: HybridMambaAttentionDynamicCache;
+  readonly sequences: readonly RunSequence[];
+  /** Steps of a decode job; 1 otherwise. */
+  readonly n_steps?: number;
+  /** Steps the job may be ahead of the reader; 0 = all. */
+  readonly ring_steps?: number;
+  readonly eos_ids?: readonly number[];
+  readonly bad_words_ids?: readonly (readonly number[])[];
+  readonly pad_id?: number;
+  /** Whether ids are sampled and reported. */
+  readonly sample?: boolean;
+  /** Fills input regions of the input/output buffer before the run. */
+  readonly fill?: (shared: SharedBuffer) => void;
+}
+
+/** A started run. */
+export interface StartedRun {
+  readonly job: NativeJob;
+  /** Present when the plan keeps outputs or takes inputs; settle or hand it on. */
+  readonly shared: SharedBuffer | undefined;
+}
+
+/** Starts a job over the sequences; the cache must have pages for all its steps. */
+export function startRun(device: Device, options: RunOptions): StartedRun {
+  const { plan, cache, n_steps = 1 } = options;
+  const step = stepBytes(options, n_steps);
+  const shared = plan.external_bytes > 0
+    ? new SharedBuffer(device.createBuffer(plan.external_bytes))
+    : undefined;
+  try {
+    if (shared) options.fill?.(shared);
+    const { state, kv } = cache.handles;
+    const job = device.native.startJob({
+      kind: "run",
+      device: device.handle,
+      plan: plan.handle,
+      state,
+      kv,
+      output: shared?.buffer.handle ?? 0,
+      n_steps,
+      ring_steps: options.ring_steps ?? 0,
+      decode: options.sample ?? false,
+    }, step);
+    return { job, shared };
+  } catch (error) {
+    shared?.settle();
+    throw error;
+  }
+}
+
+function stepBytes(options: RunOptions, n_steps: number): Uint8Array {
+  const { sequences, cache } = options;
+  const seq_of_token: number[] = [];
+  const seq_start = [0];
+  const ids: number[] = [];
+  const positions: number[] = [];
+  const logit_rows: number[] = [];
+  for (const [s, sequence] of sequences.entries()) {
+    const begin = seq_of_token.length;
+    for (let i = 0; i < sequence.positions.length; i++) {
+      seq_of_token.push(s);
+      positions.push(sequence.positions[i]);
+      if (sequence.ids) ids.push(sequence.ids[i]);
+    }
+    for (const row of sequence.logit_rows) logit_rows.push(begin + row);
+    seq_start.push(seq_of_token.length);
+  }
+  const max_pages = Math.max(...sequences.map((s) => cache.pages(s.slot).length));
+  const pages = sequences.flatMap((s) => {
+    const own = cache.pages(s.slot);
+    return Array.from({ length: max_pages }, (_, p) => own[p] ?? own[0] ?? 0);
+  });
+  const histories = sequences.every((s) => s.history);
+  const longest = histories ? Math.max(...sequences.map((s) => s.history!.length)) : 0;
+  const history_capacity = histories ? longest + n_steps : 0;
+  return encodeStep({
+    ids: ids.length > 0 ? ids : undefined,
+    positions,
+    seq_of_token,
+    seq_start,
+    past_len: sequences.map((s) => s.past),
+    slots: sequences.map((s) => s.slot),
+    pages,
+    logit_rows,
+    labels: sequences[0].labels ? sequences.flatMap((s) => s.labels!) : undefined,
+    sampling: options.sample || sequences[0].sampling
+      ? sequences.map((s) => s.sampling!)
+      : undefined,
+    history: histories
+      ? sequences.flatMap((s) => {
+        const padding = new Array<number>(history_capacity - s.history!.length).fill(0);
+        return [...s.history!, ...padding];
+      })
+      : undefined,
+    history_len: histories ? sequences.map((s) => s.history!.length) : undefined,
+    eos_ids: options.eos_ids,
+    bad_ids: options.bad_words_ids?.flatMap((word) => [...word, -1]),
+  }, { max_pages, history_capacity, pad_id: options.pad_id });
+}
+
+/** Pages that `tokens` positions take. */
+export function pagesFor(tokens: number): number {
+  return Math.ceil(tokens / page_tokens);
+}

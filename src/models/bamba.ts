@@ -1,0 +1,347 @@
+/**
+ * Bamba: layers of Mamba2 (Dao and Gu 2024) or grouped-query attention, each followed by a SwiGLU
+ * MLP. Class and field names, and so the checkpoint's keys, are those of HF's modeling_bamba.
+ *
+ * `forward` records what happens to the tokens of a batch that lie one after another: there is no
+ * batch dimension and no padding. See docs/design.md, "Recorded once".
+ *
+ * @module
+ */
+
+import type { Tensor } from "../graph/tensor.ts";
+import { GenerationMixin } from "../generation/mixin.ts";
+import type {
+  AttentionState,
+  CacheLayout,
+  LayerCacheSpec,
+  MambaState,
+} from "../modeling/cache_layout.ts";
+import { PreTrainedModel } from "../modeling/pretrained.ts";
+import type { ForwardInputs, ForwardOutputs } from "../modeling/forward.ts";
+import { Conv1d, Embedding, Linear, RMSNorm, RotaryEmbedding } from "../nn/layers.ts";
+import { Module } from "../nn/module.ts";
+import { parameter } from "../graph/tensor.ts";
+import * as ops from "../ops/mod.ts";
+import { BambaConfig } from "./bamba_config.ts";
+
+/** cos and sin for every token, each (tokens, rotary_dim / 2). */
+type PositionEmbeddings = readonly [cos: Tensor, sin: Tensor];
+
+/** The norm of the Mamba mixer: gate first, one mean for each group of channels. */
+export class BambaRMSNormGated extends Module {
+  weight: Tensor; // (intermediate_size)
+
+  constructor(hidden_size: number, readonly n_groups: number, readonly variance_epsilon: number) {
+    super();
+    this.weight = parameter([hidden_size]);
+  }
+
+  /** @param hidden_states (tokens, intermediate_size) @param gate the same shape */
+  forward(hidden_states: Tensor, gate: Tensor): Tensor {
+    return ops.rmsNormGated(
+      hidden_states,
+      gate,
+      this.weight,
+      this.variance_epsilon,
+      this.n_groups,
+    );
+  }
+}
+
+/** Mamba2: gated projection, causal convolution, state space scan, gated norm, projection. */
+export class BambaMixer extends Module {
+  readonly num_heads: number;
+  readonly head_dim: number;
+  readonly n_groups: number;
+  readonly ssm_state_size: number;
+  readonly conv_kernel_size: number;
+  readonly intermediate_size: number;
+  readonly conv_dim: number;
+  readonly time_step_limit: readonly [number, number];
+
+  in_proj: Linear;
+  conv1d: Conv1d;
+  dt_bias: Tensor; // (num_heads)
+  A_log: Tensor; // (num_heads)
+  D: Tensor; // (num_heads)
+  norm: BambaRMSNormGated;
+  out_proj: Linear;
+
+  constructor(config: BambaConfig) {
+    super();
+    this.num_heads = config.mamba_n_heads;
+    this.head_dim = config.mamba_d_head;
+    this.n_groups = config.mamba_n_groups;
+    this.ssm_state_size = config.mamba_d_state;
+    this.conv_kernel_size = config.mamba_d_conv;
+    this.intermediate_size = config.mamba_expand * config.hidden_size;
+    this.conv_dim = this.intermediate_size + 2 * this.n_groups * this.ssm_state_size;
+    this.time_step_limit = config.time_step_limit;
+
+    const projection_size = this.intermediate_size + this.conv_dim + this.num_heads;
+    const bias = config.mamba_proj_bias;
+    this.in_proj = new Linear(config.hidden_size, projection_size, { bias });
+    this.conv1d = new Conv1d(this.conv_dim, this.conv_kernel_size, {
+      bias: config.mamba_conv_bias,
+    });
+    this.dt_bias = parameter([this.num_heads]);
+    this.A_log = parameter([this.num_heads]);
+    this.D = parameter([this.num_heads]);
+    this.norm = new BambaRMSNormGated(this.intermediate_size, this.n_groups, config.rms_norm_eps);
+    this.out_proj = new Linear(this.intermediate_size, config.hidden_size, { bias });
+  }
+
+  /** What the cache keeps for this layer. */
+  cacheSpec(): LayerCacheSpec {
+    return {
+      type: "mamba",
+      conv_state: [this.conv_kernel_size, this.conv_dim],
+      ssm_state: [this.num_heads, this.ssm_state_size, this.head_dim],
+    };
+  }
+
+  /**
+   * @param hidden_states (tokens, hidden_size)
+   * @param cache_params this layer's states, continued and updated in place
+   * @param residual (tokens, hidden_size), added to the result
+   */
+  forward(hidden_states: Tensor, cache_params: MambaState, residual: Tensor): Tensor {
+    const graph = hidden_states.graph!;
+    const groups_state = this.n_groups * this.ssm_state_size;
+
+    // 1. Gated MLP's linear projection
+    const projected = graph.tap("in_proj", this.in_proj.forward(hidden_states));
+    const [gate, xBC, dt] = ops.split(projected, [
+      this.intermediate_size,
+      this.conv_dim,
+      this.num_heads,
+    ]);
+
+    // 2. Convolution sequence transformation
+    const convolved = graph.tap("conv", this.conv1d.forward(xBC, cache_params.conv_state, "silu"));
+    const [x, B, C] = ops.split(convolved, [this.intermediate_size, groups_state, groups_state]);
+
+    // 3. SSM transformation
+    const { A_log, D, dt_bias, n_groups: groups, time_step_limit } = this;
+    const operands = { x, dt, B, C, A_log, D, dt_bias, groups, time_step_limit };
+    const y = graph.tap("ssd", ops.ssmScan(operands, cache_params.ssm_state));
+
+    // 4. Gated norm and final linear projection
+    return this.out_proj.forward(graph.tap("gated_norm", this.norm.forward(y, gate)), residual);
+  }
+}
+
+/** Causal grouped-query attention; the first part of each head's channels rotates. */
+export class BambaAttention extends Module {
+  readonly num_heads: number;
+  readonly num_key_value_heads: number;
+  readonly head_dim: number;
+  readonly scaling: number;
+
+  q_proj: Linear;
+  k_proj: Linear;
+  v_proj: Linear;
+  o_proj: Linear;
+
+  constructor(config: BambaConfig) {
+    super();
+    this.num_heads = config.num_attention_heads;
+    this.num_key_value_heads = config.num_key_value_heads;
+    this.head_dim = config.head_dim;
+    this.scaling = this.head_dim ** -0.5;
+
+    const bias = config.attention_bias;
+    const query_size = this.num_heads * this.head_dim;
+    const key_value_size = this.num_key_value_heads * this.head_dim;
+    this.q_proj = new Linear(config.hidden_size, query_size, { bias });
+    this.k_proj = new Linear(config.hidden_size, key_value_size, { bias });
+    this.v_proj = new Linear(config.hidden_size, key_value_size, { bias });
+    this.o_proj = new Linear(query_size, config.hidden_size, { bias });
+  }
+
+  /** What the cache keeps for this layer. */
+  cacheSpec(): LayerCacheSpec {
+    return { type: "attention", kv_heads: this.num_key_value_heads, head_dim: this.head_dim };
+  }
+
+  /**
+   * @param hidden_states (tokens, hidden_size)
+   * @param past_key_value this layer's pages, appended to
+   * @param residual (tokens, hidden_size), added to the result
+   * @param probs_keys keep the softmax weights over this many keys for `output_attentions`
+   */
+  forward(
+    hidden_states: Tensor,
+    position_embeddings: PositionEmbeddings,
+    past_key_value: AttentionState,
+    residual: Tensor,
+    probs_keys?: number,
+  ): Tensor {
+    const graph = hidden_states.graph!;
+    const { num_heads: heads, num_key_value_heads: kv_heads, head_dim, scaling: scale } = this;
+    const shape = { heads, kv_heads, head_dim, scale };
+    const [cos, sin] = position_embeddings;
+
+    const query = ops.rope(this.q_proj.forward(hidden_states), cos, sin, heads);
+    const key = ops.rope(this.k_proj.forward(hidden_states), cos, sin, kv_heads);
+    const value = this.v_proj.forward(hidden_states);
+    graph.tap("q", query);
+    graph.tap("k", key);
+    graph.tap("v", value);
+
+    ops.kvAppend(key, value, past_key_value, shape);
+    if (probs_keys !== undefined) {
+      const probs = ops.attentionProbs(query, past_key_value, shape, probs_keys);
+      graph.output(graph.path("attentions"), probs);
+    }
+    const attn_output = ops.attention(query, past_key_value, shape);
+    return this.o_proj.forward(graph.tap("attn", attn_output), residual);
+  }
+}
+
+/** SwiGLU: down(silu(gate(x)) * up(x)). */
+export class BambaMLP extends Module {
+  gate_proj: Linear;
+  up_proj: Linear;
+  down_proj: Linear;
+
+  constructor(config: BambaConfig) {
+    super();
+    const { hidden_size, intermediate_size, mlp_bias: bias } = config;
+    this.gate_proj = new Linear(hidden_size, intermediate_size, { bias });
+    this.up_proj = new Linear(hidden_size, intermediate_size, { bias });
+    this.down_proj = new Linear(intermediate_size, hidden_size, { bias });
+  }
+
+  /** @param x (tokens, hidden_size) @param residual the same shape, added to the result */
+  forward(x: Tensor, residual: Tensor): Tensor {
+    const activated = ops.swiglu(this.gate_proj.forward(x), this.up_proj.forward(x));
+    return this.down_proj.forward(activated, residual);
+  }
+}
+
+/** Norm, mixer, residual; norm, MLP, residual. */
+export class BambaDecoderLayer extends Module {
+  input_layernorm: RMSNorm;
+  pre_ff_layernorm: RMSNorm;
+  feed_forward: BambaMLP;
+  mamba?: BambaMixer;
+  self_attn?: BambaAttention;
+
+  constructor(config: BambaConfig, readonly layer_idx: number) {
+    super();
+    if (config.layers_block_type[layer_idx] === "mamba") this.mamba = new BambaMixer(config);
+    else this.self_attn = new BambaAttention(config);
+    this.feed_forward = new BambaMLP(config);
+    this.input_layernorm = new RMSNorm(config.hidden_size, config.rms_norm_eps);
+    this.pre_ff_layernorm = new RMSNorm(config.hidden_size, config.rms_norm_eps);
+  }
+
+  /** What the cache keeps for this layer. */
+  cacheSpec(): LayerCacheSpec {
+    return (this.mamba ?? this.self_attn!).cacheSpec();
+  }
+
+  /** @param hidden_states (tokens, hidden_size) @returns the same shape */
+  forward(
+    hidden_states: Tensor,
+    past_key_values: CacheLayout,
+    position_embeddings: PositionEmbeddings,
+    probs_keys?: number,
+  ): Tensor {
+    const graph = hidden_states.graph!;
+    const residual = hidden_states;
+    const normed = graph.tap("mixer_in", this.input_layernorm.forward(hidden_states));
+    hidden_states = this.mamba
+      ? this.mamba.forward(normed, past_key_values.mamba(this.layer_idx), residual)
+      : this.self_attn!.forward(
+        normed,
+        position_embeddings,
+        past_key_values.attention(this.layer_idx),
+        residual,
+        probs_keys,
+      );
+    graph.tap("mixer_out", hidden_states);
+    const mlp_in = graph.tap("mlp_in", this.pre_ff_layernorm.forward(hidden_states));
+    return this.feed_forward.forward(mlp_in, hidden_states);
+  }
+}
+
+/** The decoder: embedding, layers, final norm. */
+export class BambaModel extends PreTrainedModel {
+  static readonly config_class = BambaConfig;
+  static readonly base_model_prefix = "model";
+  embed_tokens: Embedding;
+  layers: BambaDecoderLayer[];
+  final_layernorm: RMSNorm;
+  rotary_emb: RotaryEmbedding;
+
+  constructor(override readonly config: BambaConfig) {
+    super();
+    this.embed_tokens = new Embedding(config.vocab_size, config.hidden_size);
+    this.layers = config.layers_block_type.map((_, i) => new BambaDecoderLayer(config, i));
+    this.final_layernorm = new RMSNorm(config.hidden_size, config.rms_norm_eps);
+    this.rotary_emb = new RotaryEmbedding(config.rotary_dim, config.rope_theta);
+  }
+
+  /** One entry a layer. */
+  override cacheSpecs(): LayerCacheSpec[] {
+    return this.layers.map((layer) => layer.cacheSpec());
+  }
+
+  /**
+   * @param inputs.input_ids (tokens), or inputs_embeds (tokens, hidden_size)
+   * @param inputs.position_ids (tokens)
+   * @returns last_hidden_state (tokens, hidden_size)
+   */
+  override forward(inputs: ForwardInputs): ForwardOutputs {
+    const { input_ids, inputs_embeds, position_ids, past_key_values } = inputs;
+    let hidden_states = inputs_embeds ?? this.embed_tokens.forward(input_ids!);
+    const graph = hidden_states.graph!;
+    const position_embeddings = this.rotary_emb.forward(position_ids);
+    const all_hidden_states: Tensor[] = [];
+
+    for (const [i, decoder_layer] of this.layers.entries()) {
+      if (inputs.output_hidden_states) all_hidden_states.push(hidden_states);
+      hidden_states = graph.scope(`layer${i}`, () =>
+        decoder_layer.forward(
+          hidden_states,
+          past_key_values,
+          position_embeddings,
+          inputs.attention_keys,
+        ));
+    }
+
+    hidden_states = this.final_layernorm.forward(hidden_states);
+    if (inputs.output_hidden_states) all_hidden_states.push(hidden_states);
+    return { last_hidden_state: hidden_states, hidden_states: all_hidden_states };
+  }
+}
+
+/** The decoder with a language modelling head. */
+export class BambaForCausalLM extends GenerationMixin {
+  static readonly config_class = BambaConfig;
+  static readonly _tied_weights_keys = { "lm_head.weight": "model.embed_tokens.weight" };
+  model: BambaModel;
+  lm_head: Linear;
+
+  constructor(override readonly config: BambaConfig) {
+    super();
+    this.model = new BambaModel(config);
+    this.lm_head = new Linear(config.hidden_size, config.vocab_size);
+  }
+
+  override cacheSpecs(): LayerCacheSpec[] {
+    return this.model.cacheSpecs();
+  }
+
+  /**
+   * @param inputs as {@link BambaModel.forward}; the step buffer's `logit_rows` say whose logits
+   * @returns the decoder's outputs and logits (logits, vocab_size)
+   */
+  override forward(inputs: ForwardInputs): ForwardOutputs {
+    const outputs = this.model.forward(inputs);
+    const kept = ops.gatherRows(outputs.last_hidden_state);
+    return { ...outputs, logits: this.lm_head.forward(kept) };
+  }
+}

@@ -1,0 +1,63 @@
+/** The state space model of Mamba2 (Dao and Gu 2024): chunked scan, and one step when decoding. */
+
+import { f32Bits, graphOf } from "../graph/graph.ts";
+import type { Tensor } from "../graph/tensor.ts";
+import { expectColumns, expectShape } from "./check.ts";
+
+/** Operands and constants of {@link ssmScan}. */
+export interface SsmOperands {
+  /** (tokens, heads * head_dim) */
+  readonly x: Tensor;
+  /** (tokens, heads), before dt_bias and softplus */
+  readonly dt: Tensor;
+  /** (tokens, groups * state_size) */
+  readonly B: Tensor;
+  /** (tokens, groups * state_size) */
+  readonly C: Tensor;
+  /** (heads); the decay rate is -exp(A_log) */
+  readonly A_log: Tensor;
+  /** (heads); adds D * x */
+  readonly D: Tensor;
+  /** (heads) */
+  readonly dt_bias: Tensor;
+  readonly groups: number;
+  /** Clamp of softplus(dt + dt_bias). */
+  readonly time_step_limit: readonly [number, number];
+}
+
+/**
+ * For each head: h = exp(dt A) h + dt x Bᵀ, y = h C + D x, along each sequence. Many tokens run as
+ * chunks of matrix products; where every sequence has one token, as one update.
+ *
+ * @param ssm_state (heads, state_size, head_dim) in each sequence's slot; read where a sequence has
+ * a past, always written
+ * @returns y (tokens, heads * head_dim)
+ * @throws {RangeError} when shapes do not fit
+ */
+export function ssmScan(operands: SsmOperands, ssm_state: Tensor): Tensor {
+  const { x, dt, B, C, A_log, D, dt_bias, groups, time_step_limit } = operands;
+  const op = graphOf("ssm_scan", x).decode ? "ssm_update" : "ssm_scan";
+  const graph = graphOf(op, x);
+  const [heads, state_size, head_dim] = ssm_state.shape;
+  expectColumns(op, "x", x, heads * head_dim);
+  expectColumns(op, "dt", dt, heads);
+  expectColumns(op, "B", B, groups * state_size);
+  expectColumns(op, "C", C, groups * state_size);
+  expectShape(op, "A_log", A_log, [heads]);
+  expectShape(op, "D", D, [heads]);
+  expectShape(op, "dt_bias", dt_bias, [heads]);
+  if (heads % groups !== 0) {
+    throw new RangeError(`Expected groups to divide ${heads} heads but found ${groups}`);
+  }
+  const y = graph.value(x.rows, heads * head_dim);
+  const [dt_min, dt_max] = time_step_limit;
+  graph.emit(op, [x, dt, B, C, A_log, D, dt_bias, ssm_state], [y], [
+    heads,
+    head_dim,
+    groups,
+    state_size,
+    f32Bits(dt_min),
+    f32Bits(dt_max),
+  ]);
+  return y;
+}

@@ -1,0 +1,171 @@
+"""Loads kernels by the driver API, launches them, times them in CUDA graphs and writes JSON lines."""
+import ctypes as C
+import json
+import os
+import subprocess
+import sys
+import torch
+
+cuda = C.CDLL("libcuda.so.1")
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.environ.get("CUDA_BUILD", os.path.join(ROOT, ".cuda-build"))
+NVCC = ["nvcc", "-fatbin", "-std=c++17", "-O3", "-gencode", "arch=compute_90a,code=sm_90a",
+        "-gencode", "arch=compute_80,code=compute_80"]
+torch.cuda.init()
+torch.zeros(1, device="cuda")
+torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def ok(code, what):
+    if code != 0:
+        text = C.c_char_p()
+        cuda.cuGetErrorString(code, C.byref(text))
+        raise RuntimeError(f"{what}: {code} {text.value.decode() if text.value else ''}")
+
+
+class Attr(C.Structure):
+    _fields_ = [("id", C.c_int), ("pad", C.c_int), ("value", C.c_uint32 * 16)]
+
+
+class Config(C.Structure):
+    _fields_ = [("grid", C.c_uint * 3), ("block", C.c_uint * 3), ("smem", C.c_uint),
+                ("stream", C.c_void_p), ("attrs", C.POINTER(Attr)), ("n_attrs", C.c_uint)]
+
+
+class Module:
+    def __init__(self, stem, folder="kernels"):
+        os.makedirs(BUILD, exist_ok=True)
+        path = os.path.join(BUILD, stem + ".fatbin")
+        source = os.path.join(ROOT, folder, stem + ".cu")
+        if not os.path.exists(path):
+            subprocess.run(NVCC + [source, "-o", path], check=True)
+        self.image = open(path, "rb").read()
+        self.handle = C.c_void_p()
+        ok(cuda.cuModuleLoadData(C.byref(self.handle), self.image), f"load {stem}")
+        self.cache = {}
+
+    def fn(self, name, smem=0):
+        if name not in self.cache:
+            f = C.c_void_p()
+            ok(cuda.cuModuleGetFunction(C.byref(f), self.handle, name.encode()), f"find {name}")
+            self.cache[name] = [f, 0]
+        f, have = self.cache[name]
+        if smem > 48 * 1024 - 16384 and smem > have:
+            ok(cuda.cuFuncSetAttribute(f, 8, smem), f"shared memory of {name}: {smem}")
+            self.cache[name][1] = smem
+        return f
+
+    def launch(self, name, grid, block, args, smem=0, cluster=0, pdl=True):
+        f = self.fn(name, smem)
+        attrs, n = (Attr * 2)(), 0
+        if pdl:
+            attrs[n].id, attrs[n].value[0] = 6, 1
+            n += 1
+        if cluster:
+            attrs[n].id = 4
+            attrs[n].value[0], attrs[n].value[1], attrs[n].value[2] = cluster, 1, 1
+            n += 1
+        g = tuple(grid) + (1,) * (3 - len(grid))
+        cfg = Config((C.c_uint * 3)(*g), (C.c_uint * 3)(block, 1, 1), smem,
+                     torch.cuda.current_stream().cuda_stream, attrs, n)
+        ptrs = (C.c_void_p * len(args))(*[C.cast(C.byref(a), C.c_void_p) for a in args])
+        ok(cuda.cuLaunchKernelEx(C.byref(cfg), f, ptrs, None), f"launch {name}")
+
+
+def ptr(t):
+    return t.data_ptr() if t is not None else None
+
+
+def tensor_map(t, rows, cols, box_cols, box_rows, stride=None, swizzle=3):
+    """A map of a bf16 matrix with `rows` x `cols` whose rows lie `stride` elements apart."""
+    raw = (C.c_uint8 * 256)()
+    base = C.addressof(raw)
+    aligned = (base + 63) & ~63
+    m = (C.c_uint8 * 128).from_buffer(raw, aligned - base)
+    m.keep = (raw, t)
+    ok(cuda.cuTensorMapEncodeTiled(
+        m, 9, 2, C.c_void_p(t.data_ptr()), (C.c_uint64 * 2)(cols, rows),
+        (C.c_uint64 * 1)((stride or t.stride(0)) * 2), (C.c_uint32 * 2)(box_cols, box_rows),
+        (C.c_uint32 * 2)(1, 1), 0, swizzle, 3, 0), "tensor map")
+    return m
+
+
+def graph_us(body, per_replay, replays=15):
+    """Median microseconds of one of `per_replay` units of work that `body` enqueues."""
+    s = torch.cuda.Stream()
+    with torch.cuda.stream(s):
+        body()
+        torch.cuda.synchronize()
+        g = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(g, stream=s):
+            body()
+        for _ in range(3):
+            g.replay()
+        times = []
+        for _ in range(replays):
+            a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            a.record()
+            g.replay()
+            b.record()
+            b.synchronize()
+            times.append(a.elapsed_time(b) * 1e3)
+    times.sort()
+    return times[len(times) // 2] / per_replay
+
+
+def error(out, ref):
+    """Relative error ||out - ref|| / ||ref||; infinite when anything is not finite."""
+    out, ref = out.double(), ref.double()
+    if not torch.isfinite(out).all():
+        return float("inf")
+    return ((out - ref).norm() / ref.norm().clamp_min(1e-30)).item()
+
+
+FAILED = []
+NAME = torch.cuda.get_device_name()
+SMS = torch.cuda.get_device_properties(0).multi_processor_count
+LOG = open(os.path.join(os.environ.get("OUT", "/tmp"), "results.jsonl"), "a")
+
+
+def check(name, err, limit):
+    good = err <= limit
+    if not good:
+        FAILED.append(name)
+    if not good or os.environ.get("VERBOSE"):
+        print(f"{'ok  ' if good else 'FAIL'} {name}: {err:.2e} (limit {limit:.0e})", flush=True)
+    return good
+
+
+def report(what, **fields):
+    line = {"what": what, **{k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()},
+            "gpu": NAME, "commit": os.environ.get("COMMIT", "")}
+    LOG.write(json.dumps(line) + "\n")
+    LOG.flush()
+    print(what, " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items()),
+          flush=True)
+
+
+def peaks():
+    """Read and copy bandwidth in TB/s, of this run."""
+    m = Module("peaks", "bench/cuda")
+    n = 1 << 31
+    a = torch.randint(0, 255, (n,), dtype=torch.uint8, device="cuda")
+    b = torch.empty_like(a)
+    out = torch.zeros(1, device="cuda")
+    best = 0
+    for per_sm in (2, 4):
+        us = graph_us(lambda: m.launch("peak_read", (SMS * per_sm,), 512,
+                      [C.c_void_p(ptr(a)), C.c_size_t(n // 16), C.c_void_p(ptr(out))], pdl=False), 1)
+        best = max(best, n / us / 1e6)
+    us = graph_us(lambda: m.launch("peak_copy", (SMS * 4,), 512,
+                  [C.c_void_p(ptr(a)), C.c_void_p(ptr(b)), C.c_size_t(n // 16)], pdl=False), 1)
+    us2 = graph_us(lambda: b.copy_(a), 1)
+    copy = 2 * n / min(us, us2) / 1e6
+    report("peaks", read_tbs=best, copy_tbs=copy)
+    return best, copy
+
+
+def finish(what):
+    torch.cuda.synchronize()
+    print(f"{what}: {len(FAILED)} failed {FAILED[:12]}", flush=True)
+    sys.exit(1 if FAILED else 0)

@@ -1,0 +1,93 @@
+"""linear for many rows: against float64 at ugly sizes, then beside cuBLAS in the same run."""
+import ctypes as C
+import sys
+import torch
+import driver as d
+
+M = d.Module("linear_gemm_sm90")
+SMEM = 230656
+
+
+class Args(C.Structure):
+    _fields_ = [(n, C.c_void_p) for n in ("bias", "residual", "rows_ptr")] + \
+               [(n, C.c_int) for n in ("m", "n", "k", "residual_stride")]
+
+
+def prepare(x, w, out, w2=None, bias=None, residual=None, rows_ptr=None):
+    m, k, n = x.shape[0], x.shape[1], w.shape[0]
+    maps = [d.tensor_map(x, m, k, 64, 128), d.tensor_map(w, n, k, 64, 128),
+            d.tensor_map(w2 if w2 is not None else w, n, k, 64, 128), d.tensor_map(out, m, n, 64, 64)]
+    a = Args(d.ptr(bias), d.ptr(residual), d.ptr(rows_ptr), m, n, k, residual.stride(0) if residual is not None else 0)
+    tile = 128 if w2 is not None else 256
+    pairs = ((m + 255) // 256) * ((n + tile - 1) // tile)
+    name = "gemm_swiglu_sm90_bf16" if w2 is not None else "gemm_sm90_bf16"
+    return lambda: M.launch(name, (2 * min(d.SMS // 2, pairs),), 384, maps + [a], SMEM, cluster=2)
+
+
+def rnd(*shape, scale=1.0):
+    return (torch.randn(*shape, device="cuda") * scale).bfloat16()
+
+
+def test(small):
+    shapes = [(1, 8, 8), (2, 200, 72), (129, 264, 128), (130, 256, 4096), (151, 1024, 200), (257, 136, 64)]
+    if not small:
+        shapes += [(1134, 16768, 4096), (4128, 4096, 8192), (3, 4096, 14336), (2048, 4096, 14336)]
+    for m, n, k in shapes:
+        x, w, w2, res = rnd(m, k), rnd(n, k, scale=k ** -0.5), rnd(n, k, scale=k ** -0.5), rnd(m, n)
+        bias = torch.randn(n, device="cuda")
+        up = (lambda t: t.double()) if m * n * k < 4e9 else (lambda t: t.float())
+        one = up(x) @ up(w).T
+        rows = torch.tensor([m], device="cuda", dtype=torch.int32)
+        cases = {"plain": (dict(), one), "bias residual": (dict(bias=bias, residual=res, rows_ptr=rows),
+                                                           one + up(bias) + up(res)),
+                 "swiglu": (dict(w2=w2), torch.nn.functional.silu(one) * (up(x) @ up(w2).T))}
+        for name, (kw, ref) in cases.items():
+            out = torch.full((m, n), float("nan"), device="cuda", dtype=torch.bfloat16)
+            prepare(x, w, out, **kw)()
+            torch.cuda.synchronize()
+            d.check(f"gemm {name} {m}x{n}x{k}", d.error(out, ref), 5e-3)
+            again = torch.full_like(out, float("nan"))
+            prepare(x, w, again, **kw)()
+            d.check(f"gemm {name} {m}x{n}x{k} repeats", 0.0 if torch.equal(out, again) else 1.0, 0)
+            if m > 1:
+                last = torch.full_like(out[:1], float("nan"))
+                kw = {a: (b[m - 1:] if a == "residual" else b) for a, b in kw.items() if a != "rows_ptr"}
+                prepare(x[m - 1:].clone(), w, last, **kw)()
+                d.check(f"gemm {name} {m}x{n}x{k} row alone", 0.0 if torch.equal(out[-1], last[0]) else 1.0, 0)
+
+
+SHAPES = {"in_proj": (16768, 4096), "out_proj": (4096, 8192), "gate_up": (28672, 4096), "down": (4096, 14336),
+          "lm_head": (128256, 4096)}
+
+
+def bench():
+    for m in (512, 2048, 8192):
+        for name, (n, k) in SHAPES.items():
+            if m == 512 and name == "lm_head":
+                continue
+            x, w = rnd(m, k), rnd(n, k, scale=k ** -0.5)
+            out = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+            flop, reps = 2.0 * m * n * k, max(1, min(8, int(4e12 // (2.0 * m * n * k))))
+            go = prepare(x, w, out)
+            rounds = []
+            for _ in range(2):  # in turn, so that the clock treats both alike
+                us = d.graph_us(lambda: [go() for _ in range(reps)], reps, 7)
+                peer = d.graph_us(lambda: [torch.matmul(x, w.T, out=out) for _ in range(reps)], reps, 7)
+                rounds.append((us, peer))
+            us, peer = min(r[0] for r in rounds), min(r[1] for r in rounds)
+            extra = {}
+            if name == "gate_up" and m > 512:
+                half = torch.empty(m, n // 2, device="cuda", dtype=torch.bfloat16)
+                fused = prepare(x, w[:n // 2], half, w2=w[n // 2:])
+                extra["fused_swiglu_us"] = d.graph_us(lambda: [fused() for _ in range(reps)], reps, 7)
+            d.report(f"gemm {name}", rows=m, us=us, tflops=flop / us / 1e6, cublas_us=peer,
+                     cublas_tflops=flop / peer / 1e6, ratio=peer / us, **extra)
+            del x, w, out
+
+
+if __name__ == "__main__":
+    if "test" in sys.argv:
+        test("small" in sys.argv)
+    if "bench" in sys.argv:
+        bench()
+    d.finish("linear_gemm")

@@ -1,0 +1,90 @@
+//! Small matrix products held in registers: the inner loop of the scan and of attention. A tile is
+//! `rows` x `vecs` vectors of sums; step k multiplies one number of each row of A with `vecs`
+//! vectors of row k of B. Every sum runs over k upwards in one accumulator, so that a result never
+//! depends on how rows were grouped into tiles.
+//!
+//! Ideas: 6 x 2 vectors are 12 sums + 2 of B + 1 broadcast = 15 of AVX2's 16 registers; 8 x 2 of
+//! AVX512's 32 divide 64 and 128 without a rest. Rests of rows take a tile of their own height.
+
+const simd = @import("simd.zig");
+const DType = @import("command").DType;
+const F = simd.F;
+const L = simd.L;
+
+/// Rows of the largest tile, and its vectors across.
+pub const rows_max = if (simd.has_avx512) 8 else if (simd.has_fma) 6 else 3;
+pub const vecs = 2;
+/// Floats across a tile: the width of a panel of a padded operand.
+pub const width = vecs * L;
+
+/// The left operand: element (row r, step k) lies at p[r * row + k * step].
+pub const Left = struct {
+    p: [*]const f32,
+    row: usize,
+    step: usize,
+
+    pub inline fn from(a: Left, k: usize) Left {
+        return .{ .p = a.p + k * a.step, .row = a.row, .step = a.step };
+    }
+};
+
+/// The right operand, stored as `dtype`: vector v of step k starts at element k * step + v * vec.
+pub fn Right(comptime dtype: DType) type {
+    return struct {
+        p: [*]const u8,
+        step: usize,
+        vec: usize = L,
+
+        const Self = @This();
+        pub inline fn from(b: Self, k: usize) Self {
+            return .{ .p = b.p + k * b.step * simd.size(dtype), .step = b.step, .vec = b.vec };
+        }
+        inline fn load(b: Self, k: usize, v: usize) F {
+            return simd.ldAs(dtype, b.p, k * b.step + v * b.vec);
+        }
+    };
+}
+
+pub fn Sums(comptime rows: usize, comptime n_vecs: usize) type {
+    return [rows][n_vecs]F;
+}
+
+/// sums[r][v] += sum over k < n of a(r, k) * b(k, v)
+pub inline fn mulAdd(
+    comptime dtype: DType,
+    comptime rows: usize,
+    comptime n_vecs: usize,
+    sums: *Sums(rows, n_vecs),
+    n: usize,
+    a: Left,
+    b: Right(dtype),
+) void {
+    for (0..n) |k| {
+        var w: [n_vecs]F = undefined;
+        inline for (0..n_vecs) |v| w[v] = b.load(k, v);
+        inline for (0..rows) |r| {
+            const x = simd.splat(a.p[r * a.row + k * a.step]);
+            inline for (0..n_vecs) |v| sums[r][v] = simd.mulAdd(x, w[v], sums[r][v]);
+        }
+    }
+}
+
+/// As `mulAdd`, where row r has counts[r] steps (not falling from row to row): a step that a row
+/// does not have is not even multiplied by zero, so that what lies there may be NaN.
+pub inline fn mulAddRagged(
+    comptime dtype: DType,
+    comptime rows: usize,
+    comptime n_vecs: usize,
+    sums: *Sums(rows, n_vecs),
+    counts: [rows]usize,
+    a: Left,
+    b: Right(dtype),
+) void {
+    const common = counts[0];
+    mulAdd(dtype, rows, n_vecs, sums, common, a, b);
+    if (counts[rows - 1] == common) return;
+    inline for (1..rows) |r| for (common..counts[r]) |k| {
+        const x = simd.splat(a.p[r * a.row + k * a.step]);
+        inline for (0..n_vecs) |v| sums[r][v] = simd.mulAdd(x, b.load(k, v), sums[r][v]);
+    };
+}

@@ -1,0 +1,211 @@
+/** Beam search with HF's scoring: running beams beside the best finished ones. */
+
+import type { GenerationFields } from "./config.ts";
+import { applyProcessors, type Recorded } from "./decode.ts";
+import type { Scores, Session } from "./session.ts";
+import { stoppingCriteria } from "./stopping.ts";
+import type { TailOp } from "../modeling/plans.ts";
+
+/** Added to scores of what must not be chosen; as in HF, so that ties fall the same way. */
+const never = -1e9;
+
+/** A hypothesis: running or finished. */
+interface Beam {
+  readonly ids: number[];
+  readonly score: number;
+  readonly finished: boolean;
+  /** Row of the session it came from in each step. */
+  readonly trail: readonly number[];
+}
+
+/** What beam search returns for one prompt, best first. */
+export interface BeamResult {
+  readonly ids: number[];
+  readonly score: number;
+  readonly trail: readonly number[];
+}
+
+/** Float32 arithmetic, as HF adds scores. */
+const f32 = Math.fround;
+
+/**
+ * Searches with `num_beams` rows for each prompt: row p * num_beams + b is beam b of prompt p.
+ *
+ * @returns for each prompt `num_return_sequences` hypotheses, best first
+ */
+export async function beamSearch(
+  session: Session,
+  max_new_tokens: number,
+  recorded: Recorded,
+): Promise<BeamResult[][]> {
+  const { options } = session;
+  const { num_beams, num_return_sequences } = options;
+  const { signal } = options.inputs;
+  const stops = stoppingCriteria(options);
+  const prompts = session.rows.length / num_beams;
+  const searches = Array.from({ length: prompts }, (_, p) =>
+    new BeamSearch(options, session.rows[p * num_beams].ids, p * num_beams, max_new_tokens));
+
+  let logits = await session.prefill(signal);
+  for (let step = 0; step < max_new_tokens; step++) {
+    if (options.output_logits) recorded.logits.push(logits.map((row) => row.slice()));
+    const scores = await beamScores(session, logits);
+    if (options.output_scores) recorded.scores.push(scores);
+    const last = step === max_new_tokens - 1;
+    const blocked = searches.map((search, p) =>
+      search.advance(scores.slice(p * num_beams, (p + 1) * num_beams), stops, last));
+    const going = searches.some((search) => search.improvable) && !blocked.every(Boolean) &&
+      !(options.early_stopping === true && searches.every((search) => search.full));
+    if (!going) break;
+    const parents = searches.flatMap((search) => search.parents());
+    session.cache.reorder_cache(parents);
+    for (const [r, beam] of searches.flatMap((search) => search.running).entries()) {
+      session.rows[r].ids.splice(0, Infinity, ...beam.ids);
+    }
+    logits = await session.step([], signal);
+  }
+  return searches.map((search) => search.best(num_return_sequences));
+}
+
+/** Log probabilities through penalties, custom processors and warpers. */
+async function beamScores(session: Session, logits: Scores): Promise<Scores> {
+  const { options } = session;
+  const { signal } = options.inputs;
+  let tail: TailOp[] = ["log_softmax"];
+  if (session.processes) tail.push("logits_process");
+  let scores = logits;
+  if (options.processors.length > 0) {
+    scores = (await session.transform(scores, tail, signal)).scores;
+    scores = applyProcessors(options, session.rows.map((row) => row.ids), scores);
+    tail = [];
+  }
+  if (session.warps) tail.push("logits_warp");
+  return tail.length > 0 ? (await session.transform(scores, tail, signal)).scores : scores;
+}
+
+/** The state of one prompt's search. */
+class BeamSearch {
+  running: Beam[];
+  finished: Beam[];
+  /** Whether a running beam may still beat a finished one. */
+  improvable = true;
+  readonly #prompt: number;
+
+  constructor(
+    readonly options: GenerationFields & { readonly eos_ids: readonly number[] },
+    ids: readonly number[],
+    readonly first_row: number,
+    readonly max_new_tokens: number,
+  ) {
+    this.#prompt = ids.length;
+    const beam = (score: number): Beam => ({ ids: [...ids], score, finished: false, trail: [] });
+    // Beams start alike: all but the first begin so low that the first step takes only from it.
+    this.running = Array.from({ length: options.num_beams }, (_, b) => beam(b === 0 ? 0 : never));
+    this.finished = Array.from({ length: options.num_beams }, () => beam(never));
+  }
+
+  /** Every place among the finished is taken. */
+  get full(): boolean {
+    return this.finished.every((beam) => beam.finished);
+  }
+
+  /** Session rows that the running beams continue. */
+  parents(): number[] {
+    return this.running.map((beam) => beam.trail[beam.trail.length - 1]);
+  }
+
+  /**
+   * Takes one step's scores of the running beams.
+   *
+   * @returns whether every candidate ended, so that nothing is left to continue
+   */
+  advance(
+    scores: Scores,
+    stops: ((input_ids: number[][]) => boolean | boolean[]) | undefined,
+    last: boolean,
+  ): boolean {
+    const { num_beams, eos_ids, length_penalty, early_stopping } = this.options;
+    const wanted = Math.max(2, 1 + eos_ids.length) * num_beams;
+    const candidates = topContinuations(scores, this.running, wanted).map((c): Beam => {
+      const from = this.running[c.beam];
+      return {
+        ids: [...from.ids, c.id],
+        score: c.score,
+        finished: last || eos_ids.includes(c.id),
+        trail: [...from.trail, this.first_row + c.beam],
+      };
+    });
+    if (stops) {
+      const ended = stops(candidates.map((c) => c.ids)) as boolean[];
+      for (const [i, c] of candidates.entries()) {
+        candidates[i] = { ...c, finished: c.finished || ended[i] };
+      }
+    }
+    const length = candidates[0].ids.length - this.#prompt;
+    const closed = (early_stopping === true && this.full) || !this.improvable;
+    const ending = candidates.map((c, i): Beam => {
+      let score = f32(c.score / length ** length_penalty);
+      const finished = c.finished && i < num_beams;
+      if (closed) score = f32(score + never);
+      if (!finished) score = f32(score + never);
+      return { ...c, score, finished };
+    });
+    this.finished = best([...this.finished, ...ending], num_beams);
+    const continuing = candidates.map((c) =>
+      c.finished ? { ...c, score: f32(c.score + never) } : c
+    );
+    this.running = best(continuing, num_beams);
+    this.#checkImprovable(length);
+    return candidates.every((c) => c.finished);
+  }
+
+  /** The best hypotheses. */
+  best(count: number): BeamResult[] {
+    return this.finished.slice(0, count);
+  }
+
+  #checkImprovable(length: number): void {
+    const { early_stopping, length_penalty } = this.options;
+    const hopeful = early_stopping === "never" && length_penalty > 0
+      ? this.max_new_tokens
+      : length;
+    const reachable = f32(this.running[0].score / hopeful ** length_penalty);
+    const worst = Math.min(...this.finished.map((beam) => beam.score));
+    const beats = this.finished.some((beam) => reachable > (beam.finished ? worst : never));
+    this.improvable &&= beats;
+  }
+}
+
+/** The highest scores first; the earlier one on a tie. */
+function best(beams: readonly Beam[], count: number): Beam[] {
+  return beams.map((beam, i) => [beam, i] as const)
+    .sort((a, b) => b[0].score - a[0].score || a[1] - b[1])
+    .slice(0, count).map(([beam]) => beam);
+}
+
+interface Continuation {
+  readonly beam: number;
+  readonly id: number;
+  readonly score: number;
+}
+
+/** The `count` best (beam, id) pairs by running score plus the id's score, best first. */
+function topContinuations(
+  scores: Scores,
+  running: readonly Beam[],
+  count: number,
+): Continuation[] {
+  const top: Continuation[] = [];
+  for (const [beam, row] of scores.entries()) {
+    const base = running[beam].score;
+    for (let id = 0; id < row.length; id++) {
+      const score = f32(row[id] + base);
+      if (top.length === count && !(score > top[count - 1].score)) continue;
+      let at = top.length;
+      while (at > 0 && score > top[at - 1].score) at--;
+      top.splice(at, 0, { beam, id, score });
+      if (top.length > count) top.pop();
+    }
+  }
+  return top;
+}

@@ -1,0 +1,283 @@
+/** A generation's native side: the cache, prefill, and the plans that choose ids. */
+
+import type { SamplingFields } from "../graph/step.ts";
+import { scan_chunk } from "../native/bindings.gen.ts";
+import { cutIntoRuns } from "../modeling/batch.ts";
+import { HybridMambaAttentionDynamicCache } from "../modeling/cache.ts";
+import { prefillChunk } from "../modeling/call.ts";
+import { bucket, type Kept, type TailOp } from "../modeling/plans.ts";
+import { readRows } from "../modeling/rows.ts";
+import { type RunSequence, type StartedRun, startRun } from "../modeling/run.ts";
+import type { ModelRuntime } from "../modeling/runtime.ts";
+import type { ResolvedOptions } from "./options.ts";
+
+/** One row of a running generation. */
+export interface Row {
+  /** Prompt and new ids, without padding. */
+  readonly ids: number[];
+  /** How many of them are the prompt's. */
+  readonly prompt: number;
+  finished: boolean;
+}
+
+/** Scores of all rows, (rows, vocab_size). */
+export type Scores = Float32Array[];
+
+/** Rows, cache and plans of one generation. Dispose of it when done. */
+export class Session {
+  readonly cache: HybridMambaAttentionDynamicCache;
+  readonly rows: Row[];
+  readonly #owns_cache: boolean;
+  readonly #min_new_tokens: number;
+  #kept = false;
+
+  /**
+   * @param prompts ids of each row
+   * @param columns length of the caller's rows, padding included: what `min_length` counts
+   * @throws {RangeError} when past_key_values does not fit the rows
+   */
+  constructor(
+    readonly runtime: ModelRuntime,
+    readonly options: ResolvedOptions,
+    prompts: readonly (readonly number[])[],
+    columns: number,
+  ) {
+    const { min_new_tokens, min_length } = options;
+    this.#min_new_tokens = Math.max(0, min_new_tokens ?? 0, min_length - columns);
+    this.rows = prompts.map((ids) => ({ ids: [...ids], prompt: ids.length, finished: false }));
+    const given = options.inputs.past_key_values;
+    this.#owns_cache = given === undefined;
+    this.cache = given ??
+      new HybridMambaAttentionDynamicCache(runtime.device, runtime.layout, prompts.length);
+    if (given) this.#checkGiven(given);
+    this.cache.acquire();
+  }
+
+  /** Whether penalties or bans apply before custom processors. */
+  get processes(): boolean {
+    const { repetition_penalty, no_repeat_ngram_size, bad_words_ids } = this.options;
+    return repetition_penalty !== 1 || no_repeat_ngram_size > 0 || !!bad_words_ids?.length ||
+      (this.#min_new_tokens > 0 && this.options.eos_ids.length > 0);
+  }
+
+  /** Whether temperature, top-k and their kin apply. */
+  get warps(): boolean {
+    return this.options.do_sample;
+  }
+
+  /** Runs the prompts through the model. @returns logits after each row's last id */
+  async prefill(signal?: AbortSignal): Promise<Scores> {
+    const { runtime, cache } = this;
+    const past = [...cache.lengths];
+    const counts = this.rows.map((row, r) => row.ids.length - past[r]);
+    cache.reserve(this.rows.map((row) => row.ids.length));
+    const scores: Scores = [];
+    const chunk = prefillChunk(this.options.inputs.prefill_chunk_size);
+    for (const pieces of cutIntoRuns(counts, past, chunk, scan_chunk)) {
+      const last = pieces.map((p) => p.begin + p.count === counts[p.sequence]);
+      const sequences = pieces.map((piece, i): RunSequence => {
+        const start = past[piece.sequence] + piece.begin;
+        return {
+          slot: piece.sequence,
+          past: start,
+          ids: this.rows[piece.sequence].ids.slice(start, start + piece.count),
+          positions: Array.from({ length: piece.count }, (_, t) => start + t),
+          logit_rows: last[i] ? [piece.count - 1] : [],
+        };
+      });
+      const tokens = pieces.reduce((sum, p) => sum + p.count, 0);
+      const decode = tokens === pieces.length;
+      const finished = last.filter(Boolean).length;
+      const capacity = {
+        tokens: bucket(tokens),
+        seqs: decode ? bucket(tokens) : bucket(pieces.length),
+        logits: bucket(finished),
+      };
+      const plan = runtime.plans.get({ capacity, decode, keep: ["logits"] });
+      const rows = await this.#finish(
+        startRun(runtime.device, { plan, cache, sequences }),
+        "logits",
+        plan.outputs,
+        finished,
+        signal,
+      );
+      let next = 0;
+      for (const [i, piece] of pieces.entries()) {
+        if (last[i]) scores[piece.sequence] = rows[next++];
+        cache.lengths[piece.sequence] += piece.count;
+      }
+    }
+    return scores;
+  }
+
+  /** Feeds each row's last id. @returns logits (or what `tail` makes of them) after it */
+  async step(tail: readonly TailOp[] = [], signal?: AbortSignal): Promise<Scores> {
+    const { runtime, cache } = this;
+    cache.reserve(cache.lengths.map((n) => n + 1));
+    const plan = runtime.plans.get({
+      capacity: this.#capacity(),
+      decode: true,
+      tail,
+      keep: ["scores"],
+    });
+    const sequences = this.#sequences(tail.includes("logits_process"));
+    const run = startRun(runtime.device, { plan, cache, sequences, ...this.#rules() });
+    const rows = await this.#finish(run, "scores", plan.outputs, this.rows.length, signal);
+    for (let r = 0; r < this.rows.length; r++) cache.lengths[r]++;
+    return rows;
+  }
+
+  /** Starts a job that decodes `n_steps` ids a row without coming back here. */
+  decode(n_steps: number, ring_steps: number): StartedRun {
+    const { runtime, cache } = this;
+    cache.reserve(cache.lengths.map((n) => n + n_steps));
+    const plan = runtime.plans.get({
+      capacity: this.#capacity(),
+      decode: true,
+      tail: this.choosingTail(),
+    });
+    return startRun(runtime.device, {
+      plan,
+      cache,
+      sequences: this.#sequences(this.processes),
+      n_steps,
+      ring_steps,
+      sample: true,
+      ...this.#rules(),
+    });
+  }
+
+  /** What stands between logits and the chosen id. */
+  choosingTail(): TailOp[] {
+    const tail: TailOp[] = [];
+    if (this.processes) tail.push("logits_process");
+    if (this.warps) tail.push("logits_warp");
+    return [...tail, "sample"];
+  }
+
+  /** Applies `tail` to scores; with "sample" in it, also chooses each row's next id. */
+  async transform(
+    scores: Scores,
+    tail: readonly TailOp[],
+    signal?: AbortSignal,
+  ): Promise<{ scores: Scores; ids: number[] }> {
+    const { runtime, cache } = this;
+    const keep: Kept[] = ["scores"];
+    const plan = runtime.plans.get({ capacity: this.#capacity(), source: "scores", tail, keep });
+    const sample = tail.includes("sample");
+    const run = startRun(runtime.device, {
+      plan,
+      cache,
+      sequences: this.#sequences(tail.includes("logits_process")),
+      sample,
+      ...this.#rules(),
+      fill: (shared) => {
+        const place = plan.inputs.get("scores")!;
+        for (const [r, row] of scores.entries()) {
+          const bytes = new Uint8Array(row.buffer, row.byteOffset, row.byteLength);
+          shared.buffer.write(place.offset + r * place.row_bytes, bytes);
+        }
+      },
+    });
+    const ids: number[] = [];
+    const rows = await this.#finish(run, "scores", plan.outputs, this.rows.length, signal, ids);
+    return { scores: rows, ids };
+  }
+
+  /** Leaves the cache to the caller, who asked for it. */
+  keepCache(): HybridMambaAttentionDynamicCache {
+    this.#kept = true;
+    return this.cache;
+  }
+
+  /** @param failed the cache may be torn: a run was stopped in its middle */
+  dispose(failed = false): void {
+    this.cache.release();
+    if (failed || (this.#owns_cache && !this.#kept)) this.cache.dispose();
+  }
+
+  async #finish(
+    { job, shared }: StartedRun,
+    name: string,
+    places: ReadonlyMap<string, Parameters<typeof readRows>[0]["place"]>,
+    count: number,
+    signal: AbortSignal | undefined,
+    sampled?: number[],
+  ): Promise<Scores> {
+    try {
+      for (;;) {
+        const { state, values } = await job.next(signal);
+        sampled?.push(...values);
+        if (state === "done") break;
+        if (state === "cancelled") signal?.throwIfAborted();
+      }
+      const place = places.get(name)!;
+      const targets = new Array<number>(count).fill(0);
+      const all = readRows({ shared: shared!, place, targets });
+      return targets.map((_, r) => all.subarray(r * place.columns, (r + 1) * place.columns));
+    } finally {
+      shared?.settle();
+      await job.close();
+    }
+  }
+
+  #capacity() {
+    const rows = bucket(this.rows.length);
+    return { tokens: rows, seqs: rows, logits: rows };
+  }
+
+  /** Every row with its last id. */
+  #sequences(history: boolean): RunSequence[] {
+    return this.rows.map((row, r) => ({
+      slot: r,
+      past: this.cache.lengths[r],
+      ids: [row.ids[row.ids.length - 1]],
+      positions: [this.cache.lengths[r]],
+      logit_rows: [0],
+      sampling: this.#sampling(row, r),
+      history: history ? row.ids : undefined,
+    }));
+  }
+
+  #rules() {
+    const { eos_ids, bad_words_ids, pad_id } = this.options;
+    return { eos_ids, bad_words_ids: bad_words_ids ?? undefined, pad_id };
+  }
+
+  #sampling(row: Row, stream: number): SamplingFields {
+    const { options } = this;
+    return {
+      do_sample: Number(options.do_sample),
+      top_k: options.top_k,
+      temperature: options.temperature,
+      top_p: options.top_p,
+      min_p: options.min_p ?? 0,
+      typical_p: options.typical_p,
+      repetition_penalty: options.repetition_penalty,
+      no_repeat_ngram_size: options.no_repeat_ngram_size,
+      min_new_tokens: this.#min_new_tokens,
+      generated: row.ids.length - row.prompt,
+      seed_lo: options.seed_words[0],
+      seed_hi: options.seed_words[1],
+      stream,
+      finished: Number(row.finished),
+    };
+  }
+
+  #checkGiven(cache: HybridMambaAttentionDynamicCache): void {
+    if (cache.batch_size !== this.rows.length) {
+      throw new RangeError(
+        `Expected past_key_values for ${this.rows.length} rows but found one for ` +
+          `${cache.batch_size}`,
+      );
+    }
+    for (const [r, row] of this.rows.entries()) {
+      if (cache.lengths[r] >= row.ids.length) {
+        throw new RangeError(
+          `Expected input_ids row ${r} to go on after the ${cache.lengths[r]} tokens of ` +
+            `past_key_values but found ${row.ids.length} in all`,
+        );
+      }
+    }
+  }
+}

@@ -95,7 +95,9 @@ export class Device {
   static async open(name: DeviceName = "auto", o: DeviceInit = {}): Promise<Device> {
     const native = await loadNative();
     const { threads: wanted, level } = o;
-    if (wanted !== undefined && !(Number.isInteger(wanted) && wanted >= 1 && wanted <= threads_max)) {
+    if (
+      wanted !== undefined && !(Number.isInteger(wanted) && wanted >= 1 && wanted <= threads_max)
+    ) {
       throw new RangeError(
         `Expected threads to be an integer from 1 to ${threads_max} but found ${wanted}`,
       );

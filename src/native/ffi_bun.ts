@@ -12,7 +12,9 @@ export async function openBun(path: string, table: CallTable): Promise<OpenedLib
   const specifier: string = "bun:ffi";
   const { dlopen } = await import(specifier);
   const definitions = Object.fromEntries(
-    Object.entries(table).map(([name, f]) => [name, { args: [...f.parameters], returns: f.result }]),
+    Object.entries(table).map((
+      [name, f],
+    ) => [name, { args: [...f.parameters], returns: f.result }]),
   );
   const library = dlopen(path, definitions);
   return { call: { ...library.symbols }, close: () => library.close() };

@@ -171,7 +171,9 @@ export class NativeJob {
     const { state, status, n_values, done, total } = readStruct(JobReport, this.out);
     this.ended = state !== JobState.running;
     if (state === JobState.failed) throwStatus(status, this.native.errorSentence(this.handle));
-    const values = new Int32Array(this.out.slice(JobReport.size, JobReport.size + 4 * n_values).buffer);
+    const values = new Int32Array(
+      this.out.slice(JobReport.size, JobReport.size + 4 * n_values).buffer,
+    );
     // A job that has ended may hold more values than fitted: its end shows when none is left.
     const name = n_values > 0 || state === JobState.running
       ? "running"

@@ -77,7 +77,9 @@ export function writeStruct<S extends Struct>(
 ): void {
   for (const [name, value] of Object.entries(values) as [string, number | ArrayLike<number>][]) {
     const field = struct.fields[name];
-    if (field === undefined) throw new TypeError(`Expected a field of the struct but found ${name}`);
+    if (field === undefined) {
+      throw new TypeError(`Expected a field of the struct but found ${name}`);
+    }
     if (value === undefined) continue;
     const start = at + field.offset;
     if (typeof value === "number") {

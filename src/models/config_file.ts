@@ -1,0 +1,102 @@
+/** config.json files: found, parsed and written as HF has them. */
+
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { isJsonObject, type JsonObject, type JsonValue, parseJson } from "../weights/json.ts";
+import { show } from "./config_fields.ts";
+
+/** The path of config.json in a folder; a path that ends in .json is taken as it is. */
+export function configPath(dir: string): string {
+  return dir.endsWith(".json") ? dir : join(dir, "config.json");
+}
+
+/**
+ * The fields of a config.json.
+ *
+ * @throws {Error} when it cannot be read
+ * @throws {SyntaxError | TypeError} when it is no JSON object
+ */
+export function readConfigFile(path: string): JsonObject {
+  return inFile(path, () => parseFields(readFileSync(path, "utf8")));
+}
+
+/**
+ * The fields in the text of a config.json; bare Infinity and NaN are taken as Python writes them.
+ *
+ * @throws {SyntaxError | TypeError} when it is no JSON object
+ */
+export function parseFields(text: string): JsonObject {
+  const value: JsonValue = decodeFloats(parseJson(text, { bare_numbers: true }));
+  if (isJsonObject(value)) return value;
+  throw new TypeError(`Expected the config to be a JSON object but found ${show(value)}`);
+}
+
+/** Adds the file's name to what `body` throws. */
+export function inFile<T>(path: string, body: () => T): T {
+  try {
+    return body();
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    const Kind = [RangeError, SyntaxError, TypeError].find((kind) => error instanceof kind) ??
+      Error;
+    throw new Kind(`Cannot read "${path}": ${error.message}`);
+  }
+}
+
+/** Turns `{"__float__": "Infinity"}`, as HF writes floats that JSON lacks, into numbers. */
+export function decodeFloats(value: JsonValue): JsonValue {
+  if (Array.isArray(value)) return value.map(decodeFloats);
+  if (!isJsonObject(value)) return value;
+  const keys = Object.keys(value);
+  if (keys.length === 1 && keys[0] === "__float__") {
+    const text = value.__float__;
+    if (text === "Infinity" || text === "-Infinity" || text === "NaN") return Number(text);
+    throw new RangeError(
+      `Expected __float__ of the config to be Infinity, -Infinity or NaN but found ${show(text)}`,
+    );
+  }
+  return Object.fromEntries(keys.map((key) => [key, decodeFloats(value[key])]));
+}
+
+/** The inverse of {@link decodeFloats}. */
+export function encodeFloats(value: unknown): JsonValue {
+  if (typeof value === "number" && !Number.isFinite(value)) return { __float__: String(value) };
+  if (Array.isArray(value)) return value.map(encodeFloats);
+  if (typeof value !== "object" || value === null) return (value ?? null) as JsonValue;
+  return Object.fromEntries(
+    Object.entries(value).filter(([, v]) => v !== undefined).map(([k, v]) => [k, encodeFloats(v)]),
+  );
+}
+
+/** Fields that Python reads as floats: a whole number keeps its ".0". */
+const float_names: ReadonlySet<string> = new Set([
+  "attention_dropout",
+  "initializer_range",
+  "rms_norm_eps",
+  "z_loss_coefficient",
+  "rope_theta",
+  "partial_rotary_factor",
+  "time_step_limit",
+]);
+
+/** JSON as HF writes it: keys sorted, two spaces, floats of whole numbers with ".0". */
+export function formatConfig(value: JsonValue, name = "", indent = ""): string {
+  const inner = `${indent}  `;
+  if (Array.isArray(value)) {
+    if (value.length === 0) return "[]";
+    const items = value.map((item) => inner + formatConfig(item, name, inner));
+    return `[\n${items.join(",\n")}\n${indent}]`;
+  }
+  if (isJsonObject(value)) {
+    const keys = Object.keys(value).sort();
+    if (keys.length === 0) return "{}";
+    const members = keys.map((key) =>
+      `${inner}${JSON.stringify(key)}: ${formatConfig(value[key], key, inner)}`
+    );
+    return `{\n${members.join(",\n")}\n${indent}}`;
+  }
+  const text = JSON.stringify(value);
+  return Number.isInteger(value) && float_names.has(name) && !text.includes("e")
+    ? `${text}.0`
+    : text;
+}

@@ -14,21 +14,31 @@ interface BuildFlags {
 /** Arguments of `zig build` for the options given. */
 export function zigArguments(flags: BuildFlags): string[] {
   const args = ["build", "--build-file", "zig/build.zig", `-Dcuda=${flags.cuda}`];
-  if (flags.target) args.push(`-Dtarget=${flags.target}`);
+  if (flags.target) {
+    // a library for another machine must not take the place of this one's
+    args.push(`-Dtarget=${flags.target}`, "--prefix", resultFolder(flags));
+  }
   if (flags.optimize) args.push(`-Doptimize=${flags.optimize}`);
   return args;
+}
+
+/** Where a build leaves its results, relative to the project. */
+export function resultFolder({ target }: BuildFlags): string {
+  return target ? `zig/zig-out/${target}` : "zig/zig-out";
 }
 
 async function build(flags: BuildFlags): Promise<void> {
   const ended = await runTool(toolPath("zig"), zigArguments(flags), { show: true });
   if (ended.code !== 0) throw new SilentFailure();
-  console.error(`Built zig/zig-out/lib in ${ended.seconds.toFixed(1)} s.`);
+  console.error(`Built ${resultFolder(flags)}/lib in ${ended.seconds.toFixed(1)} s.`);
 }
 
 /** Adds `build` to the program. */
 export function addBuild(program: Command): void {
   const command = program.command("build")
-    .description("Build the native library into zig/zig-out/lib")
+    .description(
+      "Build the native library into zig/zig-out/lib (with --target: zig/zig-out/<triple>/lib)",
+    )
     .addOption(
       new Option("--cuda <when>", "CUDA kernels; auto: when nvcc is found")
         .choices(["auto", "on", "off"]).default("auto"),

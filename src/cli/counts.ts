@@ -57,7 +57,9 @@ export function bunCounts(output: string, code: number): Counts {
  */
 export function denoCounts(junit: string, code: number): Counts {
   const counts = { passed: 0, failed: 0, skipped: 0 };
-  const cases = [...junit.matchAll(/<testcase name="([^"]*)"[^>]*?(?:\/>|>([\s\S]*?)<\/testcase>)/g)];
+  const cases = [
+    ...junit.matchAll(/<testcase name="([^"]*)"[^>]*?(?:\/>|>([\s\S]*?)<\/testcase>)/g),
+  ];
   const parents = new Set<string>();
   for (const [, name] of cases) {
     const parts = name.split(" &gt; ");

@@ -1,3 +1,175 @@
-/** stub */
+/** `./dev doctor`: what this machine and this set-up can do, and why. */
 import type { Command } from "commander";
-export function addDoctor(program: Command): void { program.command("doctor"); }
+import { existsSync, readdirSync, statSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import manifest from "../../deno.json" with { type: "json" };
+import { abi_hash } from "../native/bindings.gen.ts";
+import { type Info, loadNative, type Native } from "../native/ffi.ts";
+import { findLibrary } from "../native/library.ts";
+import { sentence, SilentFailure } from "./errors.ts";
+import { addRuntime } from "./options.ts";
+import { default_model, root } from "./place.ts";
+
+/** What `--json` prints; the text form shows the same. Bytes where a name says bytes. */
+export interface Diagnosis {
+  bamba: string;
+  runtime: { name: string; version: string; platform: string };
+  library: { path?: string; abi: string; optimized?: boolean; problem?: string };
+  cpu?: { name: string; level: string; why: string; features: string[] };
+  cores?: { physical: number; logical: number; threads: number };
+  memory?: { total_bytes: number; available_bytes: number };
+  gpu?: { usable: boolean; name?: string; why: string };
+  caches: { what: string; path: string; bytes: number }[];
+  model: { path: string; found: boolean };
+}
+
+function runtime(): Diagnosis["runtime"] {
+  const name = process.versions.bun ? "bun" : process.versions.deno ? "deno" : "node";
+  const version = process.versions[name] ?? process.version;
+  return { name, version, platform: `${process.platform} ${process.arch}` };
+}
+
+/** Why the CPU device runs at its level. */
+export function whyLevel(level: string, best: string, features: string[], forced?: string): string {
+  if (forced) return `BAMBA_CPU=${forced} asks for it; the best here would be ${best}`;
+  const missing = ["avx2", "fma", "f16c"].filter((one) => !features.includes(one));
+  if (level === "v4") return "the best of all: this CPU has AVX-512 (F, BW, CD, DQ, VL)";
+  if (level === "v3") return "the best here: this CPU has AVX2, FMA and F16C, but not AVX-512";
+  if (process.arch !== "x64") return `the one level for ${process.arch}`;
+  return `the best here: this CPU lacks ${missing.join(", ")}`;
+}
+
+/** What the library's CUDA status means. */
+export function whyGpu(status: number): string {
+  switch (status) {
+    case 0:
+      return "driver and GPU are there";
+    case -9:
+      return "this library was built without CUDA (nvcc was not found, or --cuda off)";
+    case -101:
+      return "no NVIDIA driver: libcuda was not found";
+    case -103:
+      return "the NVIDIA driver is there, but it shows no GPU";
+    default:
+      return `the driver answered ${status}`;
+  }
+}
+
+function gpu(native: Native, machine: Info): Diagnosis["gpu"] {
+  const why = whyGpu(machine.cuda_status);
+  if (machine.cuda_status !== 0) return { usable: false, why };
+  try {
+    const device = native.openDevice({ kind: "cuda" });
+    const { cpu_name } = native.info(device);
+    native.free(device);
+    return { usable: true, name: cpu_name, why };
+  } catch (error) {
+    return { usable: false, why: sentence(error) };
+  }
+}
+
+/** Bytes of all files below a folder; 0 where it does not exist. */
+function folderBytes(folder: string): number {
+  if (!existsSync(folder)) return 0;
+  let bytes = 0;
+  for (const entry of readdirSync(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) bytes += folderBytes(path);
+    else if (entry.isFile()) bytes += statSync(path, { throwIfNoEntry: false })?.size ?? 0;
+  }
+  return bytes;
+}
+
+function caches(): Diagnosis["caches"] {
+  const places = [
+    ["Zig, its build cache, Deno's cache", join(root, ".tools")],
+    ["bun, deno, npm packages", join(root, "node_modules")],
+  ];
+  return places.map(([what, path]) => ({ what, path, bytes: folderBytes(path) }));
+}
+
+/** Asks the runtime, the library and the disk. A library that does not load is a finding too. */
+export async function diagnose(): Promise<Diagnosis> {
+  const result: Diagnosis = {
+    bamba: manifest.version,
+    runtime: runtime(),
+    library: { abi: abi_hash.toString(16).padStart(8, "0") },
+    caches: caches(),
+    model: { path: default_model, found: existsSync(join(root, default_model, "config.json")) },
+  };
+  try {
+    result.library.path = findLibrary();
+    const native = await loadNative();
+    const machine = native.info();
+    const handle = native.openDevice({ kind: "cpu" });
+    const device = native.info(handle);
+    native.free(handle);
+    const { cpu_level: best, features } = machine;
+    const why = whyLevel(device.cpu_level, best, features, process.env.BAMBA_CPU);
+    result.library.optimized = !machine.optimize_debug;
+    result.cpu = { name: machine.cpu_name, level: device.cpu_level, why, features };
+    result.cores = {
+      physical: machine.physical_cores,
+      logical: machine.logical_cores,
+      threads: device.threads,
+    };
+    result.memory = {
+      total_bytes: machine.total_memory,
+      available_bytes: machine.available_memory,
+    };
+    result.gpu = gpu(native, machine);
+  } catch (error) {
+    result.library.problem = sentence(error);
+  }
+  return result;
+}
+
+function size(bytes: number): string {
+  return bytes >= 2 ** 30
+    ? `${(bytes / 2 ** 30).toFixed(1)} GiB`
+    : `${Math.round(bytes / 2 ** 20)} MiB`;
+}
+
+/** The diagnosis as lines for a reader. */
+export function lines(d: Diagnosis): string[] {
+  const { cpu, cores, memory, library } = d;
+  const rows: [string, string][] = [
+    ["bamba", d.bamba],
+    ["runtime", `${d.runtime.name} ${d.runtime.version} on ${d.runtime.platform}`],
+    ["library", `${library.path ?? "not found"}`],
+    [
+      "",
+      library.problem ?? `ABI ${library.abi}, ${library.optimized ? "optimized" : "debug build"}`,
+    ],
+  ];
+  if (cpu) rows.push(["cpu", cpu.name], ["", `level ${cpu.level}: ${cpu.why}`]);
+  if (cpu?.features.length) rows.push(["", `has ${cpu.features.join(", ")}`]);
+  if (cores) {
+    const { physical, logical, threads } = cores;
+    rows.push(["cores", `${physical} physical, ${logical} logical; ${threads} threads by default`]);
+  }
+  if (memory) {
+    const { available_bytes, total_bytes } = memory;
+    rows.push(["memory", `${size(available_bytes)} available of ${size(total_bytes)}`]);
+  }
+  if (d.gpu) rows.push(["gpu", `${d.gpu.usable ? d.gpu.name : "none"}: ${d.gpu.why}`]);
+  d.caches.forEach(({ what, path, bytes }, i) => {
+    rows.push([i ? "" : "caches", `${path} (${what}, ${size(bytes)})`]);
+  });
+  rows.push(["model", `${d.model.path} ${d.model.found ? "is there" : "is missing"}`]);
+  return rows.map(([name, text]) => `${name.padEnd(9)}${text}`);
+}
+
+/** Adds `doctor` to the program. */
+export function addDoctor(program: Command): void {
+  const command = program.command("doctor")
+    .description("Tell what this machine and this set-up can do, and why")
+    .option("--json", "print one JSON object", false);
+  addRuntime(command).addHelpText("after", "\nExamples:\n  ./dev doctor\n  ./dev doctor --json")
+    .action(async (flags: { json: boolean }) => {
+      const diagnosis = await diagnose();
+      console.log(flags.json ? JSON.stringify(diagnosis, null, 2) : lines(diagnosis).join("\n"));
+      if (diagnosis.library.problem) throw new SilentFailure();
+    });
+}

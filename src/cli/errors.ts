@@ -22,6 +22,22 @@ export function sentence(error: unknown): string {
   return /[.!?)]$/.test(line) ? line : `${line}.`;
 }
 
+/**
+ * commander's words on a wrong command line as one sentence with the found value.
+ *
+ * @param text such as "error: unknown option '--topk'\n(Did you mean --top-k?)"
+ */
+export function usageSentence(text: string): string {
+  const line = text.replace(/^error: /, "").trim().replace(/\s*\n\s*/g, " ");
+  const value = /^option '(?:.*?)?(--[\w-]+).*?' argument '(.*)' is invalid\. (.*)$/
+    .exec(line);
+  if (!value) return sentence(line.charAt(0).toUpperCase() + line.slice(1));
+  const [, option, found, reason] = value;
+  const choices = /^Allowed choices are (.*)\.$/.exec(reason);
+  if (choices) return `Expected ${option} to be one of ${choices[1]} but found '${found}'.`;
+  return reason.replace(/^Expected /, `Expected ${option} to be `);
+}
+
 /** True for what an aborted signal makes of a running call. */
 export function isAbort(error: unknown): boolean {
   return error instanceof Error && error.name === "AbortError";

@@ -1,6 +1,5 @@
 /** Loading the model that a command line names. */
 import process from "node:process";
-import { AutoModelForCausalLM, AutoTokenizer } from "../../mod.ts";
 import type { ModelFlags } from "./options.ts";
 import { modelFolder } from "./place.ts";
 
@@ -11,6 +10,8 @@ import { modelFolder } from "./place.ts";
  */
 export async function loadModel(flags: ModelFlags, signal: AbortSignal) {
   const folder = modelFolder(flags.model);
+  // only now: a wrong command line is answered without loading the library's code
+  const { AutoModelForCausalLM, AutoTokenizer } = await import("../../mod.ts");
   const tokenizer = await AutoTokenizer.from_pretrained(folder);
   const show = process.stderr.isTTY;
   const model = await AutoModelForCausalLM.from_pretrained(folder, {

@@ -2,7 +2,7 @@
 /** The command line: `./dev SUBCOMMAND` sets up what is missing and then starts this. */
 import { Command, CommanderError } from "commander";
 import process from "node:process";
-import { exit_status, report } from "./errors.ts";
+import { exit_status, report, usageSentence } from "./errors.ts";
 import { program_name } from "./place.ts";
 import manifest from "../../deno.json" with { type: "json" };
 
@@ -50,15 +50,10 @@ function newProgram(): Command {
     .version(manifest.version)
     .exitOverride()
     .configureOutput({
-      // commander's "(Did you mean --x?)" stands on a line of its own: one sentence is enough
-      outputError: (text, write) => {
-        const line = text.replace(/^error: /, "").trim().replace(/\s*\n\s*/g, " ");
-        write(`bamba: ${line.charAt(0).toUpperCase()}${line.slice(1)}\n`);
-      },
+      outputError: (text, write) => write(`bamba: ${usageSentence(text)}\n`),
     });
 }
 
-/** Subcommands take exitOverride and output settings from the program only while they are added. */
 async function run(args: string[], signal: AbortSignal): Promise<void> {
   const program = newProgram();
   const wanted = subcommands.find((name) => name === args[0]);

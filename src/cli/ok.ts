@@ -30,7 +30,9 @@ async function bindingsFresh(): Promise<Ended> {
   const ended = await runTool(toolPath("zig"), args);
   if (ended.code !== 0) return ended;
   const same = readFileSync(join(root, bindings_path), "utf8") === before;
-  return same ? ended : { ...ended, code: 1, output: `${bindings_path} was older than its sources.` };
+  return same
+    ? ended
+    : { ...ended, code: 1, output: `${bindings_path} was older than its sources.` };
 }
 
 function checks(): Check[] {

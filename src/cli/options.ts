@@ -76,17 +76,37 @@ export function addGeneration(command: Command): Command {
     .option("--max-length <n>", "ids of prompt and text together at most", wholeNumber(1))
     .option("--min-new-tokens <n>", "ids to generate before an end is allowed", wholeNumber(0))
     .option("--do-sample", "draw each id by its probability instead of taking the likeliest")
-    .option("--temperature <x>", "divide the logits by x (with --do-sample)", numberBetween(0, Infinity))
+    .option(
+      "--temperature <x>",
+      "divide the logits by x (with --do-sample)",
+      numberBetween(0, Infinity),
+    )
     .option("--top-k <n>", "draw from the k likeliest ids", wholeNumber(0))
     .option("--top-p <x>", "draw from the likeliest ids that sum up to p", fraction)
-    .option("--min-p <x>", "draw from ids of at least p times the likeliest one's probability", fraction)
+    .option(
+      "--min-p <x>",
+      "draw from ids of at least p times the likeliest one's probability",
+      fraction,
+    )
     .option("--typical-p <x>", "draw from locally typical ids that sum up to p", fraction)
-    .option("--repetition-penalty <x>", "make ids that occurred less likely; 1 is off", numberBetween(0, Infinity))
+    .option(
+      "--repetition-penalty <x>",
+      "make ids that occurred less likely; 1 is off",
+      numberBetween(0, Infinity),
+    )
     .addOption(notNegated("--no-repeat-ngram-size <n>", "let no n-gram occur twice; 0 is off"))
     .option("--num-beams <n>", "beams of a beam search; 1 is off", wholeNumber(1))
-    .option("--length-penalty <x>", "exponent of the length in a beam's score", numberBetween(-Infinity, Infinity))
+    .option(
+      "--length-penalty <x>",
+      "exponent of the length in a beam's score",
+      numberBetween(-Infinity, Infinity),
+    )
     .option("--early-stopping", "stop a beam search as soon as enough texts have ended")
-    .option("--seed <n>", "seed of the random draws; the same seed gives the same text", wholeNumber(0))
+    .option(
+      "--seed <n>",
+      "seed of the random draws; the same seed gives the same text",
+      wholeNumber(0),
+    )
     .option("--stop-strings <text...>", "end the text where one of these appears")
     .option("--prefill-chunk-size <n>", "ids of the prompt that run at once", wholeNumber(1));
 }

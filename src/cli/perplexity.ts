@@ -88,8 +88,10 @@ async function perplexity(flags: PerplexityFlags, signal: AbortSignal): Promise<
   for (const batch of fillBatches(windows, flags.batchTokens)) {
     if (signal.aborted) break;
     const length = Math.max(...batch.map((ids) => ids.length));
-    const pad = (ids: number[], value: number) =>
-      [...ids, ...new Array<number>(length - ids.length).fill(value)];
+    const pad = (
+      ids: number[],
+      value: number,
+    ) => [...ids, ...new Array<number>(length - ids.length).fill(value)];
     const output = await model.call({
       input_ids: batch.map((ids) => pad(ids, 0)),
       attention_mask: batch.map((ids) => pad(ids.map(() => 1), 0)),
@@ -105,8 +107,9 @@ async function perplexity(flags: PerplexityFlags, signal: AbortSignal): Promise<
   if (signal.aborted) return;
   const loss = nll / targets;
   const result = { loss, perplexity: Math.exp(loss), targets, documents: documents.length };
-  if (flags.json) console.log(JSON.stringify({ model: flags.model, file: basename(file), ...result }));
-  else console.log(`loss ${loss.toFixed(5)}\nperplexity ${result.perplexity.toFixed(4)}`);
+  if (flags.json) {
+    console.log(JSON.stringify({ model: flags.model, file: basename(file), ...result }));
+  } else console.log(`loss ${loss.toFixed(5)}\nperplexity ${result.perplexity.toFixed(4)}`);
 }
 
 /** Adds `perplexity` to the program. */
@@ -114,9 +117,17 @@ export function addPerplexity(program: Command, signal: AbortSignal): void {
   const command = program.command("perplexity")
     .description("Print the mean loss (nats a token) and perplexity of held-out documents");
   addModel(command)
-    .option("--file <file>", "documents: JSON strings, or a text (default: the model's held_out.json)")
+    .option(
+      "--file <file>",
+      "documents: JSON strings, or a text (default: the model's held_out.json)",
+    )
     .option("--window <n>", "ids of a document that are seen at once", wholeNumber(2), 2048)
-    .option("--batch-tokens <n>", "ids in one batch; does not change the result", wholeNumber(1), 2048)
+    .option(
+      "--batch-tokens <n>",
+      "ids in one batch; does not change the result",
+      wholeNumber(1),
+      2048,
+    )
     .option("--json", "print one JSON line", false)
     .addHelpText(
       "after",

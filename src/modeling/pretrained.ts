@@ -1,6 +1,6 @@
 /** The base of all models: loading, calling, freeing. HF's PreTrainedModel. */
 
-import { Device } from "../device.ts";
+import { Device, type DeviceName } from "../device.ts";
 import { type DTypeName, type LayoutName, Tensor } from "../graph/tensor.ts";
 import { Module } from "../nn/module.ts";
 import { Checkpoint } from "../weights/checkpoint.ts";
@@ -92,7 +92,9 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     const config = await this.config_class.from_pretrained(dir);
     const model = new this(config);
     const checkpoint = await Checkpoint.open(dir);
-    const device = await Device.open(options.device ?? "cpu", { threads: options.threads });
+    const device = await Device.open((options.device ?? "cpu") as DeviceName, {
+      threads: options.threads,
+    });
     try {
       await model.load(this, checkpoint, device, options);
       await model.afterLoad(dir);

@@ -1,7 +1,9 @@
 /** A strict JSON reader that names duplicate keys, and can take Python's bare Infinity and NaN. */
 
 /** A value of JSON. */
-export type JsonValue = null | boolean | number | string | JsonValue[] | { [key: string]: JsonValue };
+export type JsonValue = null | boolean | number | string | JsonValue[] | {
+  [key: string]: JsonValue;
+};
 
 /** An object of JSON. */
 export type JsonObject = { [key: string]: JsonValue };
@@ -58,7 +60,9 @@ class Reader {
       this.skipSpace();
       const key = this.string();
       if (keys.has(key)) {
-        throw new SyntaxError(`Found the key ${JSON.stringify(key)} twice in one object of the JSON`);
+        throw new SyntaxError(
+          `Found the key ${JSON.stringify(key)} twice in one object of the JSON`,
+        );
       }
       keys.add(key);
       this.skipSpace();

@@ -63,7 +63,8 @@ export function readSafetensorsHeader(path: string): SafetensorsHeader {
     return parseHeader(text, fileBytes);
   } catch (error) {
     if (!(error instanceof Error)) throw error;
-    const Kind = [RangeError, SyntaxError, TypeError].find((kind) => error instanceof kind) ?? Error;
+    const Kind = [RangeError, SyntaxError, TypeError].find((kind) => error instanceof kind) ??
+      Error;
     throw new Kind(`Cannot read "${path}" as safetensors: ${error.message}`);
   }
 }
@@ -208,7 +209,9 @@ function checkSpans(tensors: ReadonlyMap<string, TensorInfo>, dataBytes: number)
 export interface TensorToWrite {
   readonly dtype: string;
   readonly shape: readonly number[];
-  readonly data: ArrayBufferView | (() => Iterable<ArrayBufferView> | AsyncIterable<ArrayBufferView>);
+  readonly data:
+    | ArrayBufferView
+    | (() => Iterable<ArrayBufferView> | AsyncIterable<ArrayBufferView>);
 }
 
 /**

@@ -3,8 +3,9 @@ import { type Command, Option } from "commander";
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
+import type { DeviceName } from "../device.ts";
 import { UsageError } from "./errors.ts";
-import { addRuntime, wholeNumber } from "./options.ts";
+import { addRuntime, deviceName, wholeNumber } from "./options.ts";
 import { root } from "./place.ts";
 
 /** What a file of bench/ is started with. */
@@ -13,7 +14,7 @@ export interface BenchOptions {
   shape: string;
   weights: "f32" | "bf16" | "f16";
   threads?: number;
-  device: string;
+  device: DeviceName;
   /** JSON lines only on stdout. */
   json: boolean;
   /** Stops the measurement. */
@@ -56,7 +57,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
         .default("bf16"),
     )
     .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1))
-    .option("--device <name>", "cpu or cuda", "cpu")
+    .option("--device <name>", "auto, cpu, cuda or cuda:N", deviceName, "cpu")
     .option("--json", "print nothing but JSON lines on stdout", false);
   addRuntime(command).addHelpText(
     "after",

@@ -2,17 +2,13 @@
 import type { Command } from "commander";
 import process from "node:process";
 import { createInterface } from "node:readline";
+import type { ChatMessage } from "../../mod.ts";
 import { isAbort } from "./errors.ts";
 import { addGeneration, addModel, generationArguments, type ModelFlags } from "./options.ts";
 import { loadModel } from "./load.ts";
 
 interface ChatFlags extends ModelFlags {
   system?: string;
-}
-
-interface Message {
-  role: "system" | "user" | "assistant";
-  content: string;
 }
 
 const welcome = "Type a message; /reset forgets what was said, /exit or Ctrl-D ends.";
@@ -27,7 +23,7 @@ async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
   }
   console.error(welcome);
 
-  const start: Message[] = flags.system ? [{ role: "system", content: flags.system }] : [];
+  const start: ChatMessage[] = flags.system ? [{ role: "system", content: flags.system }] : [];
   let messages = [...start];
   const lines = createInterface({ input: process.stdin, output: process.stderr, prompt: "> " });
   let turn: AbortController | undefined;

@@ -5,8 +5,9 @@ import { join } from "node:path";
 import process from "node:process";
 import manifest from "../../deno.json" with { type: "json" };
 import { abi_hash } from "../native/bindings.gen.ts";
-import { type Info, loadNative, type Native } from "../native/ffi.ts";
-import { findLibrary } from "../native/library.ts";
+import { Device } from "../device.ts";
+import { loadNative } from "../native/ffi.ts";
+import { environment, findLibrary } from "../native/library.ts";
 import { sentence, SilentFailure } from "./errors.ts";
 import { addRuntime } from "./options.ts";
 import { default_model, root } from "./place.ts";
@@ -56,14 +57,12 @@ export function whyGpu(status: number): string {
   }
 }
 
-function gpu(native: Native, machine: Info): Diagnosis["gpu"] {
-  const why = whyGpu(machine.cuda_status);
-  if (machine.cuda_status !== 0) return { usable: false, why };
+async function gpu(status: number): Promise<Diagnosis["gpu"]> {
+  const why = whyGpu(status);
+  if (status !== 0) return { usable: false, why };
   try {
-    const device = native.openDevice({ kind: "cuda" });
-    const { cpu_name } = native.info(device);
-    native.free(device);
-    return { usable: true, name: cpu_name, why };
+    using device = await Device.open("cuda");
+    return { usable: true, name: device.info().cpu_name, why };
   } catch (error) {
     return { usable: false, why: sentence(error) };
   }
@@ -100,15 +99,13 @@ export async function diagnose(): Promise<Diagnosis> {
   };
   try {
     result.library.path = findLibrary();
-    const native = await loadNative();
-    const machine = native.info();
-    const handle = native.openDevice({ kind: "cpu" });
-    const device = native.info(handle);
-    native.free(handle);
+    const machine = (await loadNative()).info();
+    using device = await Device.open("cpu");
+    const { cpu_level: level } = device.info();
     const { cpu_level: best, features } = machine;
-    const why = whyLevel(device.cpu_level, best, features, process.env.BAMBA_CPU);
+    const why = whyLevel(level, best, features, environment("BAMBA_CPU"));
     result.library.optimized = !machine.optimize_debug;
-    result.cpu = { name: machine.cpu_name, level: device.cpu_level, why, features };
+    result.cpu = { name: machine.cpu_name, level, why, features };
     result.cores = {
       physical: machine.physical_cores,
       logical: machine.logical_cores,
@@ -118,7 +115,7 @@ export async function diagnose(): Promise<Diagnosis> {
       total_bytes: machine.total_memory,
       available_bytes: machine.available_memory,
     };
-    result.gpu = gpu(native, machine);
+    result.gpu = await gpu(machine.cuda_status);
   } catch (error) {
     result.library.problem = sentence(error);
   }

@@ -2,11 +2,19 @@
 import type { Command } from "commander";
 import process from "node:process";
 import { UsageError } from "./errors.ts";
-import { addGeneration, addModel, generationArguments, type ModelFlags } from "./options.ts";
+import {
+  addGeneration,
+  addModel,
+  generationArguments,
+  type ModelFlags,
+  wholeNumber,
+} from "./options.ts";
 import { loadModel } from "./load.ts";
 
 interface GenerateFlags extends ModelFlags {
   returnFullText: boolean;
+  numBeams?: number;
+  numReturnSequences?: number;
 }
 
 /** All of stdin as text. */
@@ -43,13 +51,23 @@ async function generate(given: string[], flags: GenerateFlags, signal: AbortSign
   const { tokenizer, model } = await loadModel(flags, signal);
   using _model = model;
   const options = generationArguments(flags as unknown as Record<string, unknown>);
+  const defaults = model.generation_config.resolve({});
+  const { numBeams = defaults.num_beams, numReturnSequences = defaults.num_return_sequences } =
+    flags;
   for (const prompt of prompts) {
-    if (flags.returnFullText) process.stdout.write(prompt);
-    const inputs = tokenizer([prompt]);
-    for await (const piece of model.stream({ ...inputs, ...options, tokenizer, signal })) {
-      process.stdout.write(piece);
+    const inputs = { ...tokenizer([prompt]), ...options, tokenizer, signal };
+    const start = flags.returnFullText ? prompt : "";
+    if (numBeams === 1 && numReturnSequences === 1) {
+      process.stdout.write(start);
+      for await (const piece of model.stream(inputs)) process.stdout.write(piece);
+      process.stdout.write("\n");
+      continue;
     }
-    process.stdout.write("\n");
+    // beams change their past, and several texts cannot be written at once: whole texts only
+    for (const ids of await model.generate(inputs)) {
+      const fresh = ids.slice(inputs.input_ids[0].length);
+      process.stdout.write(`${start}${tokenizer.decode(fresh, { skip_special_tokens: true })}\n`);
+    }
   }
 }
 
@@ -59,6 +77,7 @@ export function addGenerate(program: Command, signal: AbortSignal): void {
     .description("Continue each prompt and stream the text to stdout")
     .argument("[prompt...]", "what to continue; '-' or nothing: each line of stdin is a prompt");
   addGeneration(addModel(command))
+    .option("--num-return-sequences <n>", "texts for each prompt", wholeNumber(1))
     .option("--no-return-full-text", "print the new text only, not the prompt before it")
     .addHelpText(
       "after",

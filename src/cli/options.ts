@@ -1,12 +1,13 @@
 /** Options that several subcommands share, with Hugging Face's names in kebab case. */
 import { type Command, InvalidArgumentError, Option } from "commander";
+import type { DeviceName } from "../device.ts";
 import { default_model } from "./place.ts";
 
 /** Options that say which model runs where. */
 export interface ModelFlags {
   model: string;
   dtype: "auto" | "float32" | "bfloat16" | "float16";
-  device: string;
+  device: DeviceName;
   threads?: number;
 }
 
@@ -43,9 +44,10 @@ export function numberBetween(min: number, max: number): (text: string) => numbe
   };
 }
 
-function device(text: string): string {
-  if (/^(cpu|cuda(:\d+)?)$/.test(text)) return text;
-  throw new InvalidArgumentError(`Expected cpu, cuda or cuda:N but found '${text}'.`);
+/** Reads the name of a device. */
+export function deviceName(text: string): DeviceName {
+  if (/^(auto|cpu|cuda(:\d{1,3})?)$/.test(text)) return text as DeviceName;
+  throw new InvalidArgumentError(`Expected auto, cpu, cuda or cuda:N but found '${text}'.`);
 }
 
 /** Adds the option that `./dev` itself reads, so that --help shows it and a direct start takes it. */
@@ -64,7 +66,7 @@ export function addModel(command: Command): Command {
       new Option("--dtype <name>", "dtype of the weights; auto: as stored")
         .choices(["auto", "float32", "bfloat16", "float16"]).default("auto"),
     )
-    .option("--device <name>", "cpu, cuda or cuda:N", device, "cpu")
+    .option("--device <name>", "auto, cpu, cuda or cuda:N", deviceName, "cpu")
     .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1));
 }
 
@@ -131,6 +133,7 @@ const generation_flags = [
   "repetitionPenalty",
   "noRepeatNgramSize",
   "numBeams",
+  "numReturnSequences",
   "lengthPenalty",
   "earlyStopping",
   "seed",

@@ -92,7 +92,7 @@ async function perplexity(flags: PerplexityFlags, signal: AbortSignal): Promise<
       ids: number[],
       value: number,
     ) => [...ids, ...new Array<number>(length - ids.length).fill(value)];
-    const output = await model.call({
+    using output = await model.call({
       input_ids: batch.map((ids) => pad(ids, 0)),
       attention_mask: batch.map((ids) => pad(ids.map(() => 1), 0)),
       labels: batch.map((ids) => pad(ids, -100)),
@@ -101,8 +101,6 @@ async function perplexity(flags: PerplexityFlags, signal: AbortSignal): Promise<
     const count = batch.reduce((all, ids) => all + ids.length - 1, 0);
     nll += (await output.loss!.data())[0] * count;
     targets += count;
-    output.loss!.dispose();
-    output.logits.dispose();
   }
   if (signal.aborted) return;
   const loss = nll / targets;

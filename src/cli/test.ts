@@ -5,8 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { bunCounts, type Counts, denoCounts, sum, zigCounts } from "./counts.ts";
-import { SilentFailure, UsageError } from "./errors.ts";
-import { addRuntime } from "./options.ts";
+import { SilentFailure } from "./errors.ts";
+import { addRuntime, deviceName } from "./options.ts";
 import { library_path, root, toolPath } from "./place.ts";
 import { type Ended, runTool } from "./process.ts";
 
@@ -115,7 +115,12 @@ export function addTest(program: Command): void {
     .description("Run the Zig, Bun and Deno tests, and count them together")
     .argument("[filter]", "part of a test file's path, or of a Zig test's name")
     .addOption(new Option("--only <runner>", "run one of the three only").choices(runners))
-    .option("--device <name>", "device of the tests that run on either: cpu or cuda", "cpu");
+    .option(
+      "--device <name>",
+      "device of the tests that run on any: cpu or cuda",
+      deviceName,
+      "cpu",
+    );
   addRuntime(command).addHelpText(
     "after",
     `
@@ -125,10 +130,5 @@ Examples:
   ./dev test
   ./dev test ops/ssm --only bun
   ./dev test --device cuda`,
-  ).action(async (filter: string | undefined, flags: TestFlags) => {
-    if (!/^(cpu|cuda(:\d+)?)$/.test(flags.device)) {
-      throw new UsageError(`Expected --device to be cpu or cuda but found '${flags.device}'.`);
-    }
-    await test(filter, flags);
-  });
+  ).action(test);
 }

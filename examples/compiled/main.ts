@@ -1,0 +1,36 @@
+/**
+ * One file that runs anywhere: the program, the runtime and the native library together.
+ *
+ *     ./dev bun build --compile examples/compiled/main.ts --outfile bamba
+ *     cd /some/empty/folder && ./bamba models/bamba-wordnet-8m "a small dog is"
+ *
+ * On Deno the same file runs with no more than `--allow-ffi=<library> --allow-read=<model>`, and
+ * `deno compile` packs it up:
+ *
+ *     deno compile --include zig/zig-out/lib/libbamba.so --allow-ffi --allow-read \
+ *       --output bamba examples/compiled/main.ts
+ */
+import process from "node:process";
+import { AutoModelForCausalLM, AutoTokenizer, setLibraryPath } from "../../mod.ts";
+
+if (process.versions.bun) {
+  // A literal path: Bun embeds the file and unpacks it when the program runs. Deno finds the library
+  // beside the code, where `--include` puts it.
+  const { default: library } = await import("../../zig/zig-out/lib/libbamba.so", {
+    with: { type: "file" },
+  });
+  setLibraryPath(library);
+}
+
+const [model_folder, ...words] = process.argv.slice(2);
+if (!model_folder) {
+  console.error("usage: bamba MODEL_FOLDER [PROMPT]");
+  process.exit(2);
+}
+const prompt = words.join(" ") || "a small dog is";
+const tokenizer = await AutoTokenizer.from_pretrained(model_folder);
+using model = await AutoModelForCausalLM.from_pretrained(model_folder);
+process.stdout.write(prompt);
+const inputs = tokenizer([prompt]);
+for await (const piece of model.stream({ ...inputs, tokenizer })) process.stdout.write(piece);
+process.stdout.write("\n");

@@ -16,6 +16,7 @@ import { AutoModelForCausalLM, AutoTokenizer, setLibraryPath } from "../../mod.t
 if (process.versions.bun) {
   // A literal path: Bun embeds the file and unpacks it when the program runs. Deno finds the library
   // beside the code, where `--include` puts it.
+  // @ts-ignore: type checkers know no .so files, and it may not be built yet
   const { default: library } = await import("../../zig/zig-out/lib/libbamba.so", {
     with: { type: "file" },
   });

@@ -21,12 +21,12 @@ export function readConfigFile(path: string): JsonObject {
 }
 
 /**
- * The fields in the text of a config.json; bare Infinity and NaN are taken as Python writes them.
+ * The fields in the text of a config.json, read as Python does: with bare Infinity and NaN.
  *
  * @throws {SyntaxError | TypeError} when it is no JSON object
  */
 export function parseFields(text: string): JsonObject {
-  const value: JsonValue = decodeFloats(parseJson(text, { bare_numbers: true }));
+  const value: JsonValue = decodeFloats(parseJson(text, { as_python: true }));
   if (isJsonObject(value)) return value;
   throw new TypeError(`Expected the config to be a JSON object but found ${show(value)}`);
 }

@@ -1,4 +1,4 @@
-/** A strict JSON reader that names duplicate keys, and can take Python's bare Infinity and NaN. */
+/** A strict JSON reader that names duplicate keys; asked to, it takes JSON as Python reads it. */
 
 /** A value of JSON. */
 export type JsonValue = null | boolean | number | string | JsonValue[] | {
@@ -21,7 +21,7 @@ const bare_numbers: readonly [string, number][] = [
 class Reader {
   private at = 0;
 
-  constructor(private readonly text: string, private readonly bare: boolean) {}
+  constructor(private readonly text: string, private readonly as_python: boolean) {}
 
   read(): JsonValue {
     const value = this.value(0);
@@ -40,7 +40,7 @@ class Reader {
     if (first === "{") return this.object(depth);
     if (first === "[") return this.array(depth);
     if (first === '"') return this.string();
-    for (const [word, value] of this.bare ? [...words, ...bare_numbers] : words) {
+    for (const [word, value] of this.as_python ? [...words, ...bare_numbers] : words) {
       if (text.startsWith(word, this.at)) {
         this.at += word.length;
         return value;
@@ -59,7 +59,7 @@ class Reader {
     do {
       this.skipSpace();
       const key = this.string();
-      if (keys.has(key)) {
+      if (keys.has(key) && !this.as_python) {
         throw new SyntaxError(
           `Found the key ${JSON.stringify(key)} twice in one object of the JSON`,
         );
@@ -139,11 +139,11 @@ class Reader {
 /**
  * Reads JSON.
  *
- * @param o `bare_numbers` takes NaN, Infinity and -Infinity as Python writes them
+ * @param o `as_python` takes NaN, Infinity and -Infinity, and of a key that stands twice the last
  * @throws {SyntaxError} with line and column; also for a key that stands twice in one object
  */
-export function parseJson(text: string, o: { bare_numbers?: boolean } = {}): JsonValue {
-  return new Reader(text, o.bare_numbers ?? false).read();
+export function parseJson(text: string, o: { as_python?: boolean } = {}): JsonValue {
+  return new Reader(text, o.as_python ?? false).read();
 }
 
 /** Whether a value of JSON is an object. */

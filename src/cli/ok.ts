@@ -45,7 +45,7 @@ function checks(): Check[] {
     {
       name: "deno check",
       help: "Mend the types.",
-      run: deno(["check", "mod.ts", "src", "tests", "bench", "examples"]),
+      run: deno(["check", "--quiet", "mod.ts", "src", "tests", "bench", "examples"]),
     },
     {
       name: "tsc",
@@ -64,7 +64,7 @@ function checks(): Check[] {
     },
     {
       name: "bindings",
-      help: "The file is up to date now: commit it.",
+      help: "If the file has changed, commit it.",
       run: bindingsFresh,
     },
   ];

@@ -22,9 +22,9 @@ export { HybridMambaAttentionDynamicCache } from "./src/modeling/cache.ts";
 export { type CallInputs } from "./src/modeling/call.ts";
 export { type MatrixInput, type ShapedArray } from "./src/modeling/inputs.ts";
 export { ModelOutput } from "./src/modeling/outputs.ts";
-export { type PretrainedOptions, PreTrainedModel } from "./src/modeling/pretrained.ts";
+export { PreTrainedModel, type PretrainedOptions } from "./src/modeling/pretrained.ts";
 export { GenerationConfig, type GenerationFields } from "./src/generation/config.ts";
-export { GenerationMixin, type GenerateOutput } from "./src/generation/mixin.ts";
+export { type GenerateOutput, GenerationMixin } from "./src/generation/mixin.ts";
 export {
   type GenerateInputs,
   type LogitsProcessor,

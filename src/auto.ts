@@ -1,6 +1,6 @@
 /** HF's Auto classes: the model class by config.json's model_type. */
 
-import type { PretrainedOptions, PreTrainedModel } from "./modeling/pretrained.ts";
+import type { PreTrainedModel, PretrainedOptions } from "./modeling/pretrained.ts";
 import { AutoConfig } from "./models/auto_config.ts";
 import { BambaForCausalLM, BambaModel } from "./models/bamba.ts";
 

@@ -43,8 +43,11 @@ export async function beamSearch(
   const { signal } = options.inputs;
   const stops = stoppingCriteria(options);
   const prompts = session.rows.length / num_beams;
-  const searches = Array.from({ length: prompts }, (_, p) =>
-    new BeamSearch(options, session.rows[p * num_beams].ids, p * num_beams, max_new_tokens));
+  const searches = Array.from(
+    { length: prompts },
+    (_, p) =>
+      new BeamSearch(options, session.rows[p * num_beams].ids, p * num_beams, max_new_tokens),
+  );
 
   let logits = await session.prefill(signal);
   for (let step = 0; step < max_new_tokens; step++) {
@@ -53,7 +56,8 @@ export async function beamSearch(
     if (options.output_scores) recorded.scores.push(scores);
     const last = step === max_new_tokens - 1;
     const blocked = searches.map((search, p) =>
-      search.advance(scores.slice(p * num_beams, (p + 1) * num_beams), stops, last));
+      search.advance(scores.slice(p * num_beams, (p + 1) * num_beams), stops, last)
+    );
     const going = searches.some((search) => search.improvable) && !blocked.every(Boolean) &&
       !(options.early_stopping === true && searches.every((search) => search.full));
     if (!going) break;
@@ -166,9 +170,7 @@ class BeamSearch {
 
   #checkImprovable(length: number): void {
     const { early_stopping, length_penalty } = this.options;
-    const hopeful = early_stopping === "never" && length_penalty > 0
-      ? this.max_new_tokens
-      : length;
+    const hopeful = early_stopping === "never" && length_penalty > 0 ? this.max_new_tokens : length;
     const reachable = f32(this.running[0].score / hopeful ** length_penalty);
     const worst = Math.min(...this.finished.map((beam) => beam.score));
     const beats = this.finished.some((beam) => reachable > (beam.finished ? worst : never));

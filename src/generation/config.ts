@@ -101,7 +101,9 @@ export class GenerationConfig {
     const others: Record<string, unknown> = {};
     for (const [name, value] of Object.entries(parsed)) {
       const steers = generation_names.includes(name);
-      if (steers && value === null && generation_defaults[name as keyof GenerationFields] !== null) {
+      if (
+        steers && value === null && generation_defaults[name as keyof GenerationFields] !== null
+      ) {
         continue;
       }
       (steers ? fields : others)[name] = value;

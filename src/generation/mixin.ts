@@ -7,7 +7,7 @@ import { IncrementalDecoder } from "../tokenizer/mod.ts";
 import { beamSearch } from "./beam.ts";
 import { GenerationConfig } from "./config.ts";
 import { decodeSteps, type Recorded } from "./decode.ts";
-import { type GenerateInputs, resolveOptions, type ResolvedOptions } from "./options.ts";
+import { type GenerateInputs, type ResolvedOptions, resolveOptions } from "./options.ts";
 import { type Prompt, readPrompt } from "./prompt.ts";
 import { type Scores, Session } from "./session.ts";
 
@@ -50,11 +50,11 @@ export abstract class GenerationMixin extends PreTrainedModel {
    * @throws {TypeError | RangeError} naming an unknown option, the nearest known one, or a value
    */
   generate(
-    inputs: GenerateInputs & { return_dict_in_generate: true },
-  ): Promise<GenerateOutput>;
-  generate(
     inputs?: GenerateInputs & { return_dict_in_generate?: false },
   ): Promise<number[][]>;
+  generate(
+    inputs: GenerateInputs & { return_dict_in_generate: true },
+  ): Promise<GenerateOutput>;
   generate(inputs?: GenerateInputs): Promise<number[][] | GenerateOutput>;
   async generate(inputs: GenerateInputs = {}): Promise<number[][] | GenerateOutput> {
     const started = await this.#start("generate", inputs);

@@ -3,7 +3,7 @@
 import type { HybridMambaAttentionDynamicCache } from "../modeling/cache.ts";
 import type { MatrixInput } from "../modeling/inputs.ts";
 import { checkOptions } from "../modeling/options.ts";
-import { GenerationConfig, type GenerationFields, generation_names } from "./config.ts";
+import { generation_names, GenerationConfig, type GenerationFields } from "./config.ts";
 
 /**
  * Changes scores before an id is chosen, after HF's built-in penalties and before temperature and
@@ -132,9 +132,8 @@ export function resolveOptions(
   }
   return {
     ...fields,
-    bad_words_ids: fields.bad_words_ids?.filter((word) =>
-      word.length > 1 || !eos_ids.includes(word[0])
-    ) ?? null,
+    bad_words_ids:
+      fields.bad_words_ids?.filter((word) => word.length > 1 || !eos_ids.includes(word[0])) ?? null,
     eos_ids,
     pad_id: fields.pad_token_id ?? eos_ids[0] ?? 0,
     processors,

@@ -183,8 +183,10 @@ export class Graph {
       const value = this.values[storage.value];
       value.last = this.commands.length;
     } else if (storage.space === "parameter" || storage.space === "constant") {
-      throw new TypeError(`Cannot use a ${storage.space} of shape [${tensor.shape}] in ${op}: ` +
-        "the model's weights are not loaded");
+      throw new TypeError(
+        `Cannot use a ${storage.space} of shape [${tensor.shape}] in ${op}: ` +
+          "the model's weights are not loaded",
+      );
     } else if (storage.space === "data") {
       throw new TypeError(
         `Cannot use a tensor with data in ${op}: a recording takes its inputs by call()`,

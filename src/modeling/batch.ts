@@ -113,7 +113,9 @@ async function packedEdges(
       name: "seq_idx",
       sequences: cut(matrix, (before, now) => {
         if (now < before) {
-          throw new RangeError(`Expected seq_idx never to decrease but found ${now} after ${before}`);
+          throw new RangeError(
+            `Expected seq_idx never to decrease but found ${now} after ${before}`,
+          );
         }
         return now !== before;
       }),
@@ -145,7 +147,9 @@ async function packedEdges(
       first.every((s, i) => s.count === other.sequences[i].count);
     if (!same) {
       throw new RangeError(
-        `Expected ${found[0].name} and ${other.name} to name the same documents but found lengths ` +
+        `Expected ${
+          found[0].name
+        } and ${other.name} to name the same documents but found lengths ` +
           `[${lengths(first)}] and [${lengths(other.sequences)}]`,
       );
     }

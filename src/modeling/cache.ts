@@ -128,7 +128,9 @@ export class HybridMambaAttentionDynamicCache {
     this.#check();
     const layer = this.layout.layers[index];
     if (layer === undefined) {
-      throw new RangeError(`Expected a layer below ${this.layout.layers.length} but found ${index}`);
+      throw new RangeError(
+        `Expected a layer below ${this.layout.layers.length} but found ${index}`,
+      );
     }
     if (layer.type === "mamba") {
       const [width, channels] = layer.conv_state.shape;
@@ -136,7 +138,11 @@ export class HybridMambaAttentionDynamicCache {
       return {
         conv_states: this.#lazy([channels, width], () => {
           const raw = this.#slot(layer.conv_state, row);
-          return permute(raw, channels * width, (i) => (i % width) * channels + Math.floor(i / width));
+          return permute(
+            raw,
+            channels * width,
+            (i) => (i % width) * channels + Math.floor(i / width),
+          );
         }),
         recurrent_states: this.#lazy([heads, head_dim, state], () => {
           const raw = this.#slot(layer.ssm_state, row);
@@ -151,13 +157,30 @@ export class HybridMambaAttentionDynamicCache {
     const [kv_heads, , head_dim] = layer.values.shape;
     const shape = [kv_heads, this.lengths[row], head_dim];
     return {
-      keys: this.#lazy(shape, () =>
-        this.#positions(layer.keys, row, kv_heads, head_dim, (head, at, d) =>
-          ((head * (page_tokens / panel) + Math.floor(at / panel)) * head_dim + d) * panel +
-          at % panel)),
-      values: this.#lazy(shape, () =>
-        this.#positions(layer.values, row, kv_heads, head_dim, (head, at, d) =>
-          (head * page_tokens + at) * head_dim + d)),
+      keys: this.#lazy(
+        shape,
+        () =>
+          this.#positions(
+            layer.keys,
+            row,
+            kv_heads,
+            head_dim,
+            (head, at, d) =>
+              ((head * (page_tokens / panel) + Math.floor(at / panel)) * head_dim + d) * panel +
+              at % panel,
+          ),
+      ),
+      values: this.#lazy(
+        shape,
+        () =>
+          this.#positions(
+            layer.values,
+            row,
+            kv_heads,
+            head_dim,
+            (head, at, d) => (head * page_tokens + at) * head_dim + d,
+          ),
+      ),
     };
   }
 

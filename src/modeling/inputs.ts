@@ -77,8 +77,10 @@ export async function readList(name: string, input: MatrixInput): Promise<number
 
 function nested(name: string, input: readonly unknown[]): Matrix {
   if (input.length === 0) throw new RangeError(`Expected ${name} to hold numbers but found none`);
-  const list = (Array.isArray(input[0]) || ArrayBuffer.isView(input[0]) ? input : [input]) as
-    readonly ArrayLike<unknown>[];
+  const list =
+    (Array.isArray(input[0]) || ArrayBuffer.isView(input[0])
+      ? input
+      : [input]) as readonly ArrayLike<unknown>[];
   const columns = list[0].length;
   if (columns === 0) throw new RangeError(`Expected ${name} to hold numbers but row 0 is empty`);
   const data = new Float64Array(list.length * columns);

@@ -4,7 +4,12 @@ import { Device, type DeviceName } from "../device.ts";
 import { type DTypeName, type LayoutName, Tensor } from "../graph/tensor.ts";
 import { Module } from "../nn/module.ts";
 import { Checkpoint } from "../weights/checkpoint.ts";
-import { type LoadedWeight, loadWeights, type WeightSet, type WeightSpec } from "../weights/load.ts";
+import {
+  type LoadedWeight,
+  loadWeights,
+  type WeightSet,
+  type WeightSpec,
+} from "../weights/load.ts";
 import { CacheLayout, type LayerCacheSpec } from "./cache_layout.ts";
 import { type CallInputs, callModel } from "./call.ts";
 import type { ForwardInputs, ForwardOutputs } from "./forward.ts";
@@ -217,7 +222,12 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
       const { values } = tensor.storage;
       const offset = offsets[next++];
       buffer.write(offset, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
-      const place = { space: "weight", layout: "row_major", buffer: buffer.handle, offset } as const;
+      const place = {
+        space: "weight",
+        layout: "row_major",
+        buffer: buffer.handle,
+        offset,
+      } as const;
       return new Tensor(tensor.shape, "float32", place);
     });
     return buffer;

@@ -263,7 +263,7 @@ export class BambaDecoderLayer extends Module {
       );
     graph.tap("mixer_out", hidden_states);
     const mlp_in = graph.tap("mlp_in", this.pre_ff_layernorm.forward(hidden_states));
-    return this.feed_forward.forward(mlp_in, hidden_states);
+    return graph.tap("out", this.feed_forward.forward(mlp_in, hidden_states));
   }
 }
 
@@ -327,6 +327,7 @@ export class BambaForCausalLM extends GenerationMixin {
 
   constructor(override readonly config: BambaConfig) {
     super();
+    this.z_loss_coefficient = config.z_loss_coefficient ?? 0;
     this.model = new BambaModel(config);
     this.lm_head = new Linear(config.hidden_size, config.vocab_size);
   }

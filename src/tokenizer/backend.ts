@@ -52,6 +52,17 @@ export function checkTokenizerJson(json: unknown, path: string): TokenizerJson {
   } as TokenizerJson;
 }
 
+const FLAGS = ["single_word", "lstrip", "rstrip", "normalized", "special"] as const;
+
+/**
+ * A tokenizer.json as the package should see it. Without a normalizer it would find added tokens of both
+ * kinds in one pass; one that does nothing makes it look for the normalized ones second, as it should.
+ */
+function forPackage(json: TokenizerJson, added_tokens: AddedTokenEntry[]): object {
+  const identity = { type: "Sequence", normalizers: [] };
+  return { ...json, added_tokens, normalizer: json.normalizer ?? identity, post_processor: null };
+}
+
 /** Vocabulary, encoder and decoder of one tokenizer.json. */
 export class Backend {
   /** tokenizer.json as it is now, tokens added since included. */
@@ -77,7 +88,7 @@ export class Backend {
   }
 
   #build(): void {
-    this.#tokenizer = new Tokenizer({ ...this.json, post_processor: null }, {});
+    this.#tokenizer = new Tokenizer(forPackage(this.json, this.json.added_tokens), {});
     this.#plain = undefined;
     this.#added = new Map(this.json.added_tokens.map((token) => [token.content, token]));
     this.#special = new Set(
@@ -135,30 +146,32 @@ export class Backend {
   }
 
   /**
-   * Adds tokens that are not added tokens yet; one that the model knows keeps its id.
+   * Adds tokens; one that the model knows keeps its id, one that was added before takes the new flags.
    *
-   * @returns how many were added
+   * @returns how many were new or changed
    */
   addTokens(tokens: readonly AddedToken[]): number {
-    const entries = [...this.json.added_tokens];
-    const known = new Set(this.#added.keys());
-    let last = entries.reduce((max, token) => Math.max(max, token.id), this.vocab_size - 1);
+    const entries = new Map(this.#added);
+    let last = Math.max(this.vocab_size - 1, ...this.json.added_tokens.map((token) => token.id));
+    let changes = 0;
     for (const token of tokens) {
-      if (token.content === "" || known.has(token.content)) continue;
-      known.add(token.content);
-      const id = this.#modelTokens.get(token.content) ?? ++last;
-      const { content, single_word = false, lstrip = false, rstrip = false, special = false } =
-        token;
-      const normalized = token.normalized ?? !special;
-      entries.push({ id, content, single_word, lstrip, rstrip, normalized, special });
+      const { content, single_word = false, lstrip = false, rstrip = false } = token;
+      if (content === "") continue;
+      const normalized = token.normalized ?? !token.special;
+      const old = entries.get(content);
+      const special = token.special || old?.special || false; // special once is special for good
+      const id = old?.id ?? this.#modelTokens.get(content) ?? ++last;
+      const entry = { id, content, single_word, lstrip, rstrip, normalized, special };
+      if (old && FLAGS.every((flag) => (old[flag] ?? false) === entry[flag])) continue;
+      entries.set(content, entry);
+      changes++;
     }
-    const added = entries.length - this.json.added_tokens.length;
-    if (added > 0) {
-      entries.sort((a, b) => a.id - b.id);
-      this.json = { ...this.json, added_tokens: entries };
+    if (changes > 0) {
+      const added_tokens = [...entries.values()].sort((a, b) => a.id - b.id);
+      this.json = { ...this.json, added_tokens };
       this.#build();
     }
-    return added;
+    return changes;
   }
 
   /** Replaces what puts special tokens around a text. */
@@ -176,13 +189,14 @@ export class Backend {
     const { ids, tokens } = this.#encoder(splitSpecial).encode(text.toWellFormed(), {
       add_special_tokens: false,
     });
-    return { ids, tokens };
+    const unknown = this.tokenToId(this.json.model.unk_token ?? "");
+    return { ids: ids.map((id) => id ?? unknown), tokens };
   }
 
   #encoder(splitSpecial: boolean): Tokenizer {
     if (!splitSpecial) return this.#tokenizer;
     const added_tokens = this.json.added_tokens.filter((token) => !token.special);
-    this.#plain ??= new Tokenizer({ ...this.json, added_tokens, post_processor: null }, {});
+    this.#plain ??= new Tokenizer(forPackage(this.json, added_tokens), {});
     return this.#plain;
   }
 

@@ -196,7 +196,7 @@ export function encodeBatch(
   if (options.return_special_tokens_mask) {
     lists.special_tokens_mask = fill(rows.map((row) => row.special), 1);
   }
-  const shaped = <T>(list: T[]): T | T[] => batched ? list : list[0];
+  const shaped = <T>(list: T[]): T | T[] => batched || asTensors ? list : list[0];
   const encoding: Record<string, unknown> = {};
   for (const [name, list] of Object.entries(lists)) {
     encoding[name] = asTensors ? toTensor(list, name) : shaped(list);

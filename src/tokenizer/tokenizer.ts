@@ -132,19 +132,27 @@ export class PreTrainedTokenizer extends SpecialTokens {
       }
     }
     if (padToken !== undefined && !named.has("pad_token")) named.set("pad_token", padToken);
-    let extra: TokenValue[] = [];
-    const listed = init.extra_special_tokens ?? init.additional_special_tokens ?? [];
-    if (Array.isArray(listed)) extra = listed;
-    else for (const [name, token] of Object.entries(listed)) named.set(name, token);
+    const listed = init.extra_special_tokens ?? [];
+    if (!Array.isArray(listed)) {
+      for (const [name, token] of Object.entries(listed)) named.set(name, token);
+    }
+    const hasList = Array.isArray(listed) && listed.length > 0;
+    const extra = hasList ? listed : init.additional_special_tokens ?? [];
 
     for (const [name, token] of named) this.set_special_token(name, tokenText(token));
     this.extra_special_tokens = extra.map(tokenText);
     const special = new Set([...named.values()].map(tokenText));
+    // The config's flags win over those of tokenizer.json; a special token that is there stays as it is.
+    const backend = this.backend_tokenizer;
     this.add_tokens([
       ...addedTokens.map((token) =>
-        special.has(token.content) ? { ...token, special: true } : token
+        special.has(token.content) && !backend.isAdded(token.content)
+          ? { ...token, special: true }
+          : token
       ),
-      ...[...named.values(), ...extra].map(toAddedToken),
+      ...[...named.values(), ...extra].map(toAddedToken).filter(({ content }) =>
+        !backend.isAdded(content) && !addedTokens.some((token) => token.content === content)
+      ),
     ]);
   }
 

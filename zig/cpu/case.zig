@@ -76,7 +76,7 @@ pub const Case = struct {
         return slot + page * slots;
     }
 
-    fn add(c: *Case, o: Operand, data: ?[*]u8) void {
+    pub fn add(c: *Case, o: Operand, data: ?[*]u8) void {
         c.task.operands[c.task.n_operands] = o;
         c.task.data[c.task.n_operands] = data;
         c.task.n_operands += 1;

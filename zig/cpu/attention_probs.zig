@@ -1,0 +1,71 @@
+//! attention_probs: the softmax weights themselves, for a caller who asks to see them.
+//!
+//! Contract: out[token][head * max_keys + key] = softmax(scale q K) over keys 0 .. own position,
+//! zeros beyond it. Scores and sums as in attention; the softmax takes the whole row at once.
+//! Work: 2 hd flops a key and the row written once; nobody waits for it.
+
+const std = @import("std");
+const simd = @import("simd.zig");
+const kernel_zig = @import("kernel.zig");
+const pages = @import("attention_pages.zig");
+const rows_zig = @import("attention_rows.zig");
+const Shape = @import("attention_spans.zig").Shape;
+const Task = kernel_zig.Task;
+const L = simd.L;
+
+fn units(t: *const Task, _: u32) callconv(.c) u32 {
+    return t.step.n_tokens * t.attrs[1];
+}
+
+fn run(t: *const Task, _: u32, begin: u32, end: u32, scratch: [*]u8) callconv(.c) void {
+    const s = Shape.of(t);
+    for (begin..end) |unit| {
+        const token = unit / s.kv_heads;
+        weights(t, s, token, unit % s.kv_heads, @ptrCast(@alignCast(scratch)));
+    }
+}
+
+/// All query heads of one token and kv head.
+fn weights(t: *const Task, s: Shape, token: usize, kv_head: usize, mem: [*]f32) void {
+    const seq = t.step.seq_of_token.?[token];
+    const r0 = (token - t.step.seq_start.?[seq]) * s.group;
+    const max_keys = t.attrs[4];
+    const n = @min(max_keys, t.step.past_len.?[seq] + r0 / s.group + 1);
+    const q = mem;
+    const some = mem + s.group * s.hd; // (group, 64)
+    const out = t.row(2, token) + kv_head * s.group * max_keys;
+    for (0..s.group) |r| {
+        const from = s.row(t, 0, seq, kv_head, r0 + r);
+        for (0..s.hd) |d| q[r * s.hd + d] = from[d] * s.scale;
+    }
+    var first: usize = 0;
+    while (first < n) : (first += pages.page_tokens) {
+        const k = pages.headPage(t, 1, seq, first, kv_head, s.hd);
+        const here = @min(pages.page_tokens, n - first);
+        switch (t.operands[1].dtype) {
+            .i32 => unreachable,
+            inline else => |d| rows_zig.scores(d, q, s.group, s.hd, k, here, some),
+        }
+        for (0..s.group) |r|
+            @memcpy(out[r * max_keys + first ..][0..here], some[r * pages.page_tokens ..][0..here]);
+    }
+    for (0..s.group) |r| soften(out + r * max_keys, n, max_keys);
+}
+fn soften(row: [*]f32, n: usize, max_keys: usize) void {
+    var max = row[0];
+    for (row[1..n]) |x| max = @max(max, x);
+    var sum: f32 = 0;
+    for (row[0..n]) |*x| {
+        x.* = simd.exp1(x.* - max);
+        sum += x.*;
+    }
+    for (row[0..n]) |*x| x.* /= sum;
+    @memset(row[n..max_keys], 0);
+}
+
+fn scratchBytes(t: *const Task) callconv(.c) usize {
+    const s = Shape.of(t);
+    return s.group * (s.hd + pages.page_tokens) * @sizeOf(f32);
+}
+
+pub const kernel = kernel_zig.Kernel{ .units = units, .run = run, .scratch = scratchBytes };

@@ -1,0 +1,237 @@
+//! Attention of some query rows over one head's pages: scores, online softmax and weighted values,
+//! a page at a time. A row is one query head of one token; rows of all heads that share a key/value
+//! head go together, tokens upwards.
+//!
+//! The order that fixes a row's bits, whatever rows are beside it: a score sums over channels
+//! upwards; a page's 64 weights are summed lane by lane, then in a tree; values are added over
+//! positions upwards; running maximum and sums are rescaled once a page. Keys beyond the row's own
+//! position are not multiplied at all, so that their memory may hold anything.
+//!
+//! Ideas: both products are register tiles; a page's K (8 KB for 16 keys of 128) and V (8 KB for 16
+//! channels) stay in L1 while up to 48 rows pass over them; for few rows V is walked 16 keys at
+//! a time, so that memory is read in order.
+
+const std = @import("std");
+const simd = @import("simd.zig");
+const tile = @import("tile.zig");
+const pages = @import("attention_pages.zig");
+const DType = @import("command").DType;
+const F = simd.F;
+const L = simd.L;
+
+/// Query rows of one tile: whole register tiles of 6 and of 8.
+pub const rows_max = 48;
+const keys = pages.page_tokens;
+const minus_infinity = -std.math.inf(f32);
+
+/// One head's part of a page.
+pub const Page = struct { p: [*]const u8, dtype: DType };
+
+/// What a row has gathered over some pages: the largest score, the sum of exp(score - largest), and
+/// the values weighted so.
+pub const Part = struct { max: *f32, sum: *f32, values: [*]f32 };
+
+/// Adds b, gathered over later pages, to a.
+pub fn merge(a: Part, b: Part, hd: usize) void {
+    const max = @max(a.max.*, b.max.*);
+    const keep = simd.exp1(a.max.* - max);
+    const add = simd.exp1(b.max.* - max);
+    a.max.* = max;
+    a.sum.* = simd.mulAdd1(a.sum.*, keep, b.sum.* * add);
+    for (0..hd) |d| a.values[d] = simd.mulAdd1(a.values[d], keep, b.values[d] * add);
+}
+
+/// scores[r * 64 + key] of rows 0 .. n over the first n_keys keys of a head's K page.
+pub fn scores(
+    comptime dtype: DType,
+    q: [*]const f32,
+    n: usize,
+    hd: usize,
+    k_page: [*]const u8,
+    n_keys: usize,
+    out: [*]f32,
+) void {
+    const vec = if (L == pages.block) hd * L else L;
+    var key: usize = 0;
+    while (key < n_keys) : (key += tile.width) {
+        const at = k_page + pages.keyIndex(hd, key, 0) * simd.size(dtype);
+        const right = tile.Right(dtype){ .p = at, .step = pages.block, .vec = vec };
+        var r: usize = 0;
+        while (r < n) : (r += tile.rows_max) switch (@min(tile.rows_max, n - r)) {
+            inline 1...tile.rows_max => |rows| {
+                var sums: tile.Sums(rows, tile.vecs) = @splat(@splat(simd.zero));
+                const left = tile.Left{ .p = q + r * hd, .row = hd, .step = 1 };
+                tile.mulAdd(dtype, rows, tile.vecs, &sums, hd, left, right);
+                inline for (0..rows) |i| inline for (0..tile.vecs) |v|
+                    simd.st(out + (r + i) * keys + key + v * L, sums[i][v]);
+            },
+            else => unreachable,
+        };
+    }
+}
+
+/// One thread's memory for a tile of rows.
+pub const Rows = struct {
+    n: usize,
+    hd: usize,
+    /// Floats from one row's values to the next
+    pitch: usize,
+    /// (n, hd), scaled
+    q: [*]f32,
+    /// (n, 64): scores, then weights
+    weights: [*]f32,
+    /// (n, pitch)
+    values: [*]f32,
+    /// Each n numbers; `factor` is what values are worth after the page's new maximum
+    max: [*]f32,
+    sum: [*]f32,
+    factor: [*]f32,
+    /// Each row's own position
+    position: [*]usize,
+    /// Channels beyond whole vectors of a V page as f32 (64, L)
+    rest: [*]f32,
+
+    pub fn floats(hd: usize) usize {
+        return rows_max * (2 * widen(hd) + keys + 5) + keys * L;
+    }
+    fn widen(hd: usize) usize {
+        return std.mem.alignForward(usize, hd, L);
+    }
+    pub fn init(n: usize, hd: usize, mem: [*]f32) Rows {
+        const wide = widen(hd);
+        const small = mem + rows_max * (2 * wide + keys) + keys * L;
+        return .{
+            .n = n,
+            .hd = hd,
+            .pitch = wide,
+            .q = mem,
+            .values = mem + rows_max * wide,
+            .weights = mem + rows_max * 2 * wide,
+            .rest = mem + rows_max * (2 * wide + keys),
+            .position = @ptrCast(@alignCast(small)),
+            .max = small + 2 * rows_max,
+            .sum = small + 3 * rows_max,
+            .factor = small + 4 * rows_max,
+        };
+    }
+    pub fn part(s: Rows, r: usize) Part {
+        return .{ .max = &s.max[r], .sum = &s.sum[r], .values = s.values + r * s.pitch };
+    }
+    pub fn clear(s: Rows) void {
+        @memset(s.max[0..s.n], minus_infinity);
+        @memset(s.sum[0..s.n], 0);
+        @memset(s.values[0 .. s.n * s.pitch], 0);
+    }
+    /// Keys of the page from position `first` on that row r sees.
+    fn seen(s: Rows, r: usize, first: usize) usize {
+        return @min(keys, (s.position[r] + 1) -| first);
+    }
+
+    /// Takes in the page whose first position is `first`.
+    pub fn addPage(s: Rows, first: usize, k: Page, v: Page) void {
+        const most = s.seen(s.n - 1, first);
+        switch (k.dtype) {
+            .i32 => unreachable,
+            inline else => |d| scores(d, s.q, s.n, s.hd, k.p, most, s.weights),
+        }
+        for (0..s.n) |r| s.soften(r, s.seen(r, first));
+        switch (v.dtype) {
+            .i32 => unreachable,
+            inline else => |d| s.addValues(d, first, v.p, most),
+        }
+    }
+
+    /// Scores to weights, and the factor for what the row has gathered before.
+    fn soften(s: Rows, r: usize, n: usize) void {
+        s.factor[r] = 1;
+        if (n == 0) return;
+        const w = s.weights + r * keys;
+        if (n < keys) @memset(w[n..keys], minus_infinity);
+        var top = simd.ldF(w);
+        inline for (1..keys / L) |i| top = simd.max(top, simd.ldF(w + i * L));
+        const max = @max(s.max[r], simd.maxLane(top));
+        s.factor[r] = simd.exp1(s.max[r] - max);
+        s.max[r] = max;
+        var sums = simd.zero;
+        inline for (0..keys / L) |i| {
+            const e = simd.exp(simd.ldF(w + i * L) - simd.splat(max));
+            simd.st(w + i * L, e);
+            sums += e;
+        }
+        s.sum[r] = simd.mulAdd1(s.sum[r], s.factor[r], simd.sum(sums));
+    }
+
+    /// values[r] = values[r] * factor[r] + sum over keys of weight * V
+    fn addValues(
+        s: Rows,
+        comptime dtype: DType,
+        first: usize,
+        v_page: [*]const u8,
+        most: usize,
+    ) void {
+        // Few rows wait for memory: they read V in the order in which it lies.
+        const step: usize = if (s.n <= tile.rows_max) 16 else keys;
+        const whole = s.hd / L * L;
+        var k: usize = 0;
+        while (k < most) : (k += step) {
+            const end = @min(k + step, most);
+            const from = v_page + k * s.hd * simd.size(dtype);
+            var d: usize = 0;
+            inline for (.{ 2, 1 }) |v| while (d + v * L <= whole) : (d += v * L) {
+                const at = from + d * simd.size(dtype);
+                s.columns(dtype, v, d, first, k, end, .{ .p = at, .step = s.hd });
+            };
+            if (d == s.hd) continue;
+            for (0..end - k) |i| for (0..s.hd - d) |c| {
+                s.rest[i * L + c] = simd.get(dtype, from, i * s.hd + d + c);
+            };
+            s.columns(.f32, 1, d, first, k, end, .{ .p = @ptrCast(s.rest), .step = L });
+        }
+    }
+
+    /// Channels from d on, keys k0 .. k1 of the page; `right` starts at key k0.
+    fn columns(
+        s: Rows,
+        comptime dtype: DType,
+        comptime vecs: usize,
+        d: usize,
+        first: usize,
+        k0: usize,
+        k1: usize,
+        right: tile.Right(dtype),
+    ) void {
+        var r: usize = 0;
+        while (r < s.n) : (r += tile.rows_max) switch (@min(tile.rows_max, s.n - r)) {
+            inline 1...tile.rows_max => |rows| {
+                var counts: [rows]usize = undefined;
+                for (&counts, r..) |*c, i| c.* = @min(k1, s.seen(i, first)) -| k0;
+                s.columnsTile(dtype, rows, vecs, d, r, k0, counts, right);
+            },
+            else => unreachable,
+        };
+    }
+    inline fn columnsTile(
+        s: Rows,
+        comptime dtype: DType,
+        comptime rows: usize,
+        comptime vecs: usize,
+        d: usize,
+        r: usize,
+        k0: usize,
+        counts: [rows]usize,
+        right: tile.Right(dtype),
+    ) void {
+        @setEvalBranchQuota(4000);
+        const values = s.values + r * s.pitch + d;
+        var sums: tile.Sums(rows, vecs) = undefined;
+        inline for (0..rows) |i| {
+            const factor = simd.splat(if (k0 == 0) s.factor[r + i] else 1);
+            inline for (0..vecs) |v|
+                sums[i][v] = simd.ldF(values + i * s.pitch + v * L) * factor;
+        }
+        const left = tile.Left{ .p = s.weights + r * keys + k0, .row = keys, .step = 1 };
+        tile.mulAddRagged(dtype, rows, vecs, &sums, counts, left, right);
+        inline for (0..rows) |i| inline for (0..vecs) |v|
+            simd.st(values + i * s.pitch + v * L, sums[i][v]);
+    }
+};

@@ -4,7 +4,7 @@ import process from "node:process";
 import { abi_hash, Status, symbols } from "./bindings.gen.ts";
 import { NativeError } from "./error.ts";
 import { openDeno } from "./ffi_deno.ts";
-import { copyToCache, findLibrary, isEmbedded } from "./library.ts";
+import { copyToCache, findLibrary, isEmbedded, missingSentence } from "./library.ts";
 import { Native } from "./native.ts";
 
 export { Native };
@@ -31,9 +31,10 @@ async function open(path: string, table: CallTable, waits?: string[]): Promise<O
   return await openBun(path, table);
 }
 
-/** The first line of what a runtime says, without the path that we name ourselves. */
+/** The first line of what a runtime says, without its own "could not open library". */
 function reason(error: unknown): string {
-  return (error instanceof Error ? error.message : String(error)).split("\n")[0];
+  const [line] = (error instanceof Error ? error.message : String(error)).split("\n");
+  return line.replace(/^(?:(?:Could not|Failed to) open library[^:]*: )+/, "");
 }
 
 function otherSources(path: string): NativeError {
@@ -64,10 +65,10 @@ export async function openNative(path: string, expected_abi: number = abi_hash):
         `The file "${path}" is not Bamba's native library: it has no bamba_abi`,
       );
     }
-    throw new NativeError(
-      Status.io,
-      `Cannot load the native library at "${path}": ${detail}`,
-    );
+    const sentence = /No such file/.test(detail)
+      ? missingSentence(path) // not seen earlier where looking at files is not permitted
+      : `Cannot load the native library at "${path}": ${detail}`;
+    throw new NativeError(Status.io, sentence);
   }
   const found = probe.call.bamba_abi();
   if (found !== expected_abi) throw otherSources(path);

@@ -60,10 +60,13 @@ export function findLibrary(): string {
   if (embedded_path !== undefined) return embedded_path;
   const built = builtLibrary();
   if (built !== undefined && isFile(built) !== false) return built;
-  throw new Error(
-    `The native library is missing${built ? ` at "${built}"` : ""}: run ./dev build, ` +
-      "or set BAMBA_LIBRARY to its path",
-  );
+  throw new Error(missingSentence(built));
+}
+
+/** What to do when there is no library. @param path where it was looked for */
+export function missingSentence(path?: string): string {
+  return `The native library is missing${path ? ` at "${path}"` : ""}: run ./dev build, ` +
+    "or set BAMBA_LIBRARY to its path";
 }
 
 /** Where `./dev build` puts the library; undefined when this code does not run from files. */

@@ -145,16 +145,21 @@ fn Tile(
     };
 }
 
-/// The tile of `rows` (1 to MR) rows; f16 weights are unpacked to f32 panels first.
-pub fn tile(comptime dtype: DType, comptime access: Access, rows: usize, across: usize) TileFn {
+/// The packed tile of `rows` (1 to MR) rows and `across` (1 to NP) panels.
+fn tile(comptime dtype: DType, rows: usize, across: usize) TileFn {
     const table = comptime blk: {
         var t: [MR][NP]TileFn = undefined;
         for (0..MR) |r| for (0..NP) |p| {
-            t[r][p] = Tile(dtype, access, r + 1, p + 1).run;
+            t[r][p] = Tile(dtype, .packed_tile, r + 1, p + 1).run;
         };
         break :blk t;
     };
     return table[rows - 1][across - 1];
+}
+
+/// The tile over unpacked rows, for `linear_gemv`.
+pub fn stridedTile(comptime dtype: DType, comptime rows: usize, comptime across: usize) TileFn {
+    return Tile(dtype, .strided, rows, across).run;
 }
 
 /// Rows cut into tiles of at most MR whose heights differ by at most one, so that no tile is left
@@ -238,7 +243,7 @@ pub fn block(
                     for (t0..t1) |t| {
                         const h = cut.height(t);
                         const rows_at = a + cut.at(t) * K + k * h;
-                        const go = tile(kind, .packed_tile, h, across);
+                        const go = tile(kind, h, across);
                         go(n, rows_at, 0, slice, distance, sums, k == 0);
                         sums += h * across * width;
                     }

@@ -17,22 +17,33 @@ const V = width / L;
 
 /// Panels walked through at once.
 pub const streams = 4;
-/// Rows that go with every panel while its slice is in L1.
-pub const max_rows = 2 * gemm.MR;
-/// Values of k that one stream goes on before the next has its turn (many rows): 4 KiB of bf16.
+/// Rows that are few. With more, rows that lie a power of two apart would push each other out of
+/// L1, and packing them pays.
+pub const max_rows = 4;
+/// Values of k for which two panels go on before the next two have their turn, when the sums of all
+/// four do not fit into registers: 4 KiB of bf16 each.
 const slice = 128;
 /// f32 that `run` needs to unpack f16 weights.
-pub const wide_floats = slice * width;
+pub const wide_floats = slice * 2 * width;
 
-/// One row: `at[s]` is the first byte of stream s's panel; c is [S][16].
+/// Panels of one register tile: as many as have room for their sums, at least enough of them to
+/// hide the multiply-adds' latency.
+fn acrossOf(rows: usize) usize {
+    return if (rows == 1 or simd.has_avx512) 4 else if (rows < 4) 2 else 1;
+}
+
+/// One row: stream s's panel starts at w + s * distance; c is [S][16].
 fn oneRow(
     comptime dtype: DType,
     comptime S: usize,
     K: usize,
-    at: [S][*]const u8,
+    w0: [*]const u8,
+    distance: usize,
     x: [*]const f32,
     c: [*]f32,
 ) void {
+    var at: [S][*]const u8 = undefined;
+    inline for (0..S) |s| at[s] = w0 + s * distance;
     var sums: [S][V]F = @splat(@splat(simd.zero));
     const row_bytes = width * comptime simd.size(dtype);
     switch (dtype) {
@@ -63,58 +74,77 @@ fn oneRow(
     inline for (0..S) |s| inline for (0..V) |j| simd.st(c + s * width + j * L, sums[s][j]);
 }
 
-/// Several rows: slices of k in turn over the streams, all rows on each slice; c is
-/// [stream group][tile][height][across][16] as in `gemm.block`.
+/// Several rows: slices of k in turn over the streams, all rows on each slice. Panel i of the
+/// stream starts at w + i * distance; c is [group][row][across][16].
 fn manyRows(
     comptime dtype: DType,
+    comptime rows: usize,
+    comptime across: usize,
     K: usize,
-    cut: gemm.Cut,
-    at: []const [*]const u8,
+    w: [*]const u8,
+    distance: usize,
+    n_panels: usize,
     x: [*]const f32,
     stride: usize,
     c: [*]f32,
     wide: [*]f32,
 ) void {
+    const all = across == streams and dtype != .f16;
+    const step = if (all) K else slice;
+    const kind: DType = if (dtype == .bf16) .bf16 else .f32;
     var k: usize = 0;
-    while (k < K) : (k += slice) {
-        const n = @min(slice, K - k);
-        const skip = panel.panelBytes(dtype, k);
-        var sums = c;
-        for (at) |start| {
-            var w = start + skip;
+    while (k < K) : (k += step) {
+        const n = @min(step, K - k);
+        var p: usize = 0;
+        while (p < n_panels) : (p += across) {
+            var at = w + panel.panelBytes(dtype, k) + p * distance;
+            var apart = distance;
             if (dtype == .f16) {
-                gemm.widen(n, w, wide);
-                w = @ptrCast(wide);
+                for (0..across) |j| gemm.widen(n, at + j * distance, wide + j * slice * width);
+                at = @ptrCast(wide);
+                apart = slice * width * 4;
             }
-            const kind: DType = if (dtype == .bf16) .bf16 else .f32;
-            for (0..cut.tiles) |t| {
-                const h = cut.height(t);
-                const rows = x + cut.at(t) * stride + k;
-                gemm.tile(kind, .strided, h, 1)(n, rows, stride, w, 0, sums, k == 0);
-                sums += h * width;
-            }
+            const sums = c + p * rows * width;
+            gemm.stridedTile(kind, rows, across)(n, x + k, stride, at, apart, sums, k == 0);
         }
     }
 }
 
-/// Sums of the panels at `at` (1 to `streams`) for all rows, left in c as [panel][row][16].
+/// Sums of `n_panels` (1 to `streams`) panels `distance` bytes apart for all rows. Row i of panel p
+/// is left at c + place(rows, n_panels, i, p).
 pub fn run(
     dtype: DType,
     K: usize,
     rows: usize,
-    at: []const [*]const u8,
+    w: [*]const u8,
+    distance: usize,
+    n_panels: usize,
     x: [*]const f32,
     stride: usize,
     c: [*]f32,
     wide: [*]f32,
 ) void {
     switch (dtype) {
-        inline .f32, .bf16, .f16 => |d| {
-            if (rows > 1) return manyRows(d, K, .init(rows), at, x, stride, c, wide);
-            if (at.len == streams) return oneRow(d, streams, K, at[0..streams].*, x, c);
-            if (at.len == 2) return oneRow(d, 2, K, at[0..2].*, x, c);
-            for (at, 0..) |start, i| oneRow(d, 1, K, .{start}, x, c + i * width);
+        inline .f32, .bf16, .f16 => |d| switch (rows) {
+            1 => switch (n_panels) {
+                inline 1...streams => |S| oneRow(d, S, K, w, distance, x, c),
+                else => unreachable,
+            },
+            inline 2...max_rows => |r| {
+                const most = comptime acrossOf(r);
+                if (n_panels % most == 0) {
+                    manyRows(d, r, most, K, w, distance, n_panels, x, stride, c, wide);
+                } else manyRows(d, r, 1, K, w, distance, n_panels, x, stride, c, wide);
+            },
+            else => unreachable,
         },
         .i32 => unreachable,
     }
+}
+
+/// Where `run` leaves the sums of row i of panel p.
+pub fn place(rows: usize, n_panels: usize, i: usize, p: usize) usize {
+    const most = acrossOf(rows);
+    const across = if (rows == 1) n_panels else if (n_panels % most == 0) most else 1;
+    return ((p / across * rows + i) * across + p % across) * width;
 }

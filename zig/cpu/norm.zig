@@ -2,16 +2,15 @@
 //! rms_norm_gated: the same over y = x * silu(gate), the gate first, then one mean over the channels
 //! of each group.
 //!
-//! Statistics are f32. A row's squares go into 32 running sums, lane i taking columns i, i + 32, ...,
-//! which are then folded in halves: the same order on every level, whatever the rows or threads.
-//! A row is read once from memory (the second walk finds it in L1): bytes moved decide.
+//! Statistics are f32, summed in the one order of `row.zig`, whatever the rows or threads. A row is
+//! read once from memory, as the second walk finds it in L1: bytes moved decide.
 //! The result may lie exactly where x or the gate lies.
 
 const std = @import("std");
 const kernel = @import("kernel.zig");
 const simd = @import("simd.zig");
+const row = @import("row.zig");
 const Task = kernel.Task;
-const F = simd.F;
 const L = simd.L;
 
 pub const kernels = .{
@@ -45,7 +44,7 @@ fn norm(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callco
     const cols = t.cols(0);
     for (begin * n..@min(end * n, t.rows(2))) |r| {
         const x = t.row(0, r);
-        const sum = squares(cols, x);
+        const sum = row.squares(cols, x);
         scale(cols, x, t.f32s(1), factor(sum, cols, t.attrF(0)), t.row(2, r));
     }
 }
@@ -70,58 +69,27 @@ inline fn factor(sum: f32, n: usize, eps: f32) f32 {
     return 1 / @sqrt(sum / @as(f32, @floatFromInt(n)) + eps);
 }
 
-/// The 32 running sums.
-const Sums = struct {
-    const width = 32;
-    a: [width / L]F = @splat(simd.zero),
-
-    inline fn add(s: *Sums, comptime i: usize, v: F) void {
-        s.a[i] = simd.mulAdd(v, v, s.a[i]);
-    }
-    inline fn total(s: Sums) f32 {
-        if (L == 8) return simd.sum((s.a[0] + s.a[2]) + (s.a[1] + s.a[3]));
-        return simd.sum(s.a[0] + s.a[1]);
-    }
-};
-
-fn squares(n: usize, x: [*]const f32) f32 {
-    var s: Sums = .{};
-    var i: usize = 0;
-    while (i + Sums.width <= n) : (i += Sums.width) {
-        inline for (0..s.a.len) |j| s.add(j, simd.ldF(x + i + j * L));
-    }
-    inline for (0..s.a.len) |j| {
-        if (i < n) s.add(j, part(x + i, n - i));
-        i += L;
-    }
-    return s.total();
-}
-
 /// Writes x * silu(gate) and sums its squares.
 fn gatedSquares(n: usize, x: [*]const f32, gate: [*]const f32, y: [*]f32) f32 {
-    var s: Sums = .{};
+    var s: row.Sums = .{};
     var i: usize = 0;
-    while (i + Sums.width <= n) : (i += Sums.width) {
-        inline for (0..s.a.len) |j| {
+    while (i + row.Sums.width <= n) : (i += row.Sums.width) {
+        inline for (0..row.Sums.vectors) |j| {
             const at = i + j * L;
             const v = simd.ldF(x + at) * simd.silu(simd.ldF(gate + at));
             simd.st(y + at, v);
-            s.add(j, v);
+            s.a[j] = simd.mulAdd(v, v, s.a[j]);
         }
     }
-    inline for (0..s.a.len) |j| {
+    inline for (0..row.Sums.vectors) |j| {
         if (i < n) {
-            const v = part(x + i, n - i) * simd.silu(part(gate + i, n - i));
-            if (n - i >= L) simd.st(y + i, v) else simd.stTail(y + i, v, n - i);
-            s.add(j, v);
+            const v = row.part(x + i, n - i) * simd.silu(row.part(gate + i, n - i));
+            row.stPart(y + i, v, n - i);
+            s.a[j] = simd.mulAdd(v, v, s.a[j]);
         }
         i += L;
     }
     return s.total();
-}
-
-inline fn part(p: [*]const f32, left: usize) F {
-    return if (left >= L) simd.ldF(p) else simd.ldTail(p, left);
 }
 
 /// out = (x * by) * weight
@@ -203,7 +171,7 @@ const Data = struct {
         c.attr(1, groups);
         return c;
     }
-    fn row(d: Data, of: []f32, r: usize) []f32 {
+    fn at(d: Data, of: []f32, r: usize) []f32 {
         return of[r * (d.cols + gap) ..][0..d.cols];
     }
 };
@@ -224,11 +192,11 @@ test "both norms agree with their twins, row after row, at ugly sizes" {
             try c.execute(kernelOf(groups));
             const want = try gpa.alloc(f32, cols);
             for (0..d.rows) |r| {
-                const x = d.row(d.x, r);
+                const x = d.at(d.x, r);
                 if (groups == 0) rmsNormRef(x, d.weight, 1e-5, want) else {
-                    rmsNormGatedRef(x, d.row(d.gate, r), d.weight, 1e-5, groups, want);
+                    rmsNormGatedRef(x, d.at(d.gate, r), d.weight, 1e-5, groups, want);
                 }
-                try testing.expect(case.worst(d.row(d.out, r), want) < 2e-6);
+                try testing.expect(case.worst(d.at(d.out, r), want) < 2e-6);
                 for (d.out[r * (cols + Data.gap) + cols ..][0..Data.gap]) |v|
                     try testing.expectEqual(@as(f32, -7), v);
             }
@@ -253,12 +221,12 @@ test "bits do not depend on rows, units or where the result lies" {
             const out = try gpa.alloc(f32, cols);
             var alone = try one.task(gpa, groups, out);
             try alone.execute(kernelOf(groups));
-            try case.expectSameBits(d.row(d.out, r), out);
+            try case.expectSameBits(d.at(d.out, r), out);
         }
         var in_place = try d.task(gpa, groups, d.x);
         in_place.order = .threes;
         try in_place.execute(kernelOf(groups));
-        for (0..d.rows) |r| try case.expectSameBits(d.row(d.out, r), d.row(d.x, r));
+        for (0..d.rows) |r| try case.expectSameBits(d.at(d.out, r), d.at(d.x, r));
     };
 }
 
@@ -267,13 +235,13 @@ test "a row of zeros gives zeros, NaN stays NaN, and no rows are no units" {
     defer arena.deinit();
     const gpa = arena.allocator();
     const d: Data = try .init(gpa, 2, 40);
-    @memset(d.row(d.x, 0), 0);
-    d.row(d.x, 1)[39] = case.nan;
+    @memset(d.at(d.x, 0), 0);
+    d.at(d.x, 1)[39] = case.nan;
     inline for (.{ 0, 1 }) |groups| {
         var c = try d.task(gpa, groups, d.out);
         try c.execute(kernelOf(groups));
-        for (d.row(d.out, 0)) |v| try testing.expectEqual(@as(f32, 0), v);
-        for (d.row(d.out, 1)) |v| try testing.expect(std.math.isNan(v));
+        for (d.at(d.out, 0)) |v| try testing.expectEqual(@as(f32, 0), v);
+        for (d.at(d.out, 1)) |v| try testing.expect(std.math.isNan(v));
         c.step.n_tokens = 0;
         try testing.expectEqual(@as(u32, 0), kernelOf(groups).units(&c.task, 0));
     }

@@ -86,12 +86,25 @@ function takeMarks(marked: string): RenderedChat {
 /** Arguments of `tojson` by position, as Hugging Face's filter takes them. */
 const JSON_ARGUMENTS = ["ensure_ascii", "indent", "separators", "sort_keys"] as const;
 
+/** Filters that take a field which a message lacks as an empty text. */
+const TEXT_FILTERS = new Set([
+  "capitalize",
+  "indent",
+  "length",
+  "lower",
+  "replace",
+  "string",
+  "title",
+  "trim",
+  "upper",
+]);
+
 // deno-lint-ignore no-explicit-any
 type Internals = any;
 
 /**
- * An interpreter whose `tojson` writes what Python would. The package's own writes the float 2.0 as 2,
- * sorts keys by locale, and knows no positional arguments.
+ * An interpreter whose filters do what Python's do. The package's own `tojson` writes the float 2.0 as 2,
+ * sorts keys by locale and knows no positional arguments; its text filters refuse what is not defined.
  */
 function createInterpreter(environment: Environment): Interpreter {
   const interpreter: Internals = new Interpreter(environment);
@@ -101,7 +114,9 @@ function createInterpreter(environment: Environment): Interpreter {
     Array.isArray(value.value) ? value.value.map(plain) : value.value;
   interpreter.applyFilter = (operand: TemplateValue, filter: Internals, scope: Environment) => {
     const call = filter.type === "CallExpression";
-    if ((call ? filter.callee : filter).value !== "tojson") return original(operand, filter, scope);
+    const name = (call ? filter.callee : filter).value;
+    if (operand.type === "UndefinedValue" && TEXT_FILTERS.has(name)) operand = text("");
+    if (name !== "tojson") return original(operand, filter, scope);
     const options: Record<string, unknown> = {};
     if (call) {
       const [positional, named] = interpreter.evaluateArguments(filter.args, scope);

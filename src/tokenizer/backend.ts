@@ -1,9 +1,9 @@
 /**
  * The vocabulary and the splitting of text, from `@huggingface/tokenizers`.
  *
- * What that package lacks or does otherwise than Hugging Face (special tokens around a text, truncation,
- * padding, decoding) lies in the other files of this folder, so of the package only encoding one bare text
- * is used.
+ * What that package lacks or does otherwise than Hugging Face (special tokens around a text,
+ * truncation, padding, decoding) lies in the other files of this folder, so of the package only
+ * encoding one bare text is used.
  *
  * @module
  */
@@ -55,8 +55,9 @@ export function checkTokenizerJson(json: unknown, path: string): TokenizerJson {
 const FLAGS = ["single_word", "lstrip", "rstrip", "normalized", "special"] as const;
 
 /**
- * A tokenizer.json as the package should see it. Without a normalizer it would find added tokens of both
- * kinds in one pass; one that does nothing makes it look for the normalized ones second, as it should.
+ * A tokenizer.json as the package should see it. Without a normalizer it would find added tokens of
+ * both kinds in one pass; one that does nothing makes it look for the normalized ones second, as it
+ * should.
  */
 function forPackage(json: TokenizerJson, added_tokens: AddedTokenEntry[]): object {
   const identity = { type: "Sequence", normalizers: [] };
@@ -146,7 +147,8 @@ export class Backend {
   }
 
   /**
-   * Adds tokens; one that the model knows keeps its id, one that was added before takes the new flags.
+   * Adds tokens; one that the model knows keeps its id, one that was added before takes the new
+   * flags.
    *
    * @returns how many were new or changed
    */

@@ -5,7 +5,9 @@
  */
 import type { Sink, Step } from "./decoder.ts";
 
-/** Characters of the byte alphabet; printable Latin-1 stands for itself, the rest starts at U+0100. */
+/**
+ * Characters of the byte alphabet; printable Latin-1 stands for itself, the rest starts at U+0100.
+ */
 const BYTE_OF = new Map<string, number>();
 for (let byte = 0, next = 256; byte < 256; byte++) {
   const printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte !== 173);
@@ -14,7 +16,9 @@ for (let byte = 0, next = 256; byte < 256; byte++) {
 
 const UTF8 = new TextEncoder();
 
-/** The bytes of a token; a token with a character outside the byte alphabet is taken as plain text. */
+/**
+ * The bytes of a token; a token with a character outside the byte alphabet is taken as plain text.
+ */
 export function tokenBytes(token: string): Uint8Array {
   const bytes = new Uint8Array(token.length);
   for (let i = 0; i < token.length; i++) {
@@ -86,7 +90,8 @@ export class ByteLevelStep implements Step {
  * @param tokens the tokens of `text`, in order
  * @param text the text, which no normalizer has changed
  * @param isAdded whether a token is an added token, which stands for itself
- * @returns [start, end) of each token in UTF-16 units; a token holding part of a character spans all of it
+ * @returns [start, end) of each token in UTF-16 units; a token holding part of a character spans
+ * all of it
  * @throws {Error} when the tokens do not spell the text
  */
 export function tokenSpans(

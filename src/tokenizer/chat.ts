@@ -67,14 +67,15 @@ function chooseTemplate(tokenizer: ChatTokenizer, asked: string | null, tools: u
     const chosen = (tools ? own.tool_use : undefined) ?? own.default;
     if (chosen !== undefined) return chosen;
     throw new TypeError(
-      "This tokenizer has several chat templates and none is the default. Choose one by chat_template: " +
-        `${Object.keys(own).sort().join(", ")}.`,
+      "This tokenizer has several chat templates and none is the default. Choose one by " +
+        `chat_template: ${Object.keys(own).sort().join(", ")}.`,
     );
   }
   const template = asked ?? own;
   if (template !== null) return template;
   throw new TypeError(
-    "This tokenizer has no chat template. Give one with the option chat_template, or set tokenizer.chat_template.",
+    "This tokenizer has no chat template. Give one with the option chat_template, or set " +
+      "tokenizer.chat_template.",
   );
 }
 
@@ -130,8 +131,8 @@ export function applyChatTemplate(
   }
   if (continue_final_message && add_generation_prompt) {
     throw new TypeError(
-      "continue_final_message and add_generation_prompt exclude each other: one continues the last " +
-        "message, the other begins a new one.",
+      "continue_final_message and add_generation_prompt exclude each other: one continues the " +
+        "last message, the other begins a new one.",
     );
   }
   if (continue_final_message && masked) {

@@ -34,7 +34,8 @@ export interface RenderedChat {
   generated: [number, number][];
 }
 
-// Mark the two ends of a generation block in the rendered text; a conversation may not contain them.
+// Mark the two ends of a generation block in the rendered text; a conversation may not contain
+// them.
 const OPEN = "\uFDD0\uE0C1", CLOSE = "\uFDD0\uE0C2";
 const GENERATION_TAG = /\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}/g;
 
@@ -60,7 +61,10 @@ function compile(source: string): Template {
   return template;
 }
 
-/** Puts a mark that survives rendering in place of each generation tag, keeping its white space control. */
+/**
+ * Puts a mark that survives rendering in place of each generation tag, keeping its white space
+ * control.
+ */
 function markGeneration(source: string): string {
   return source.replace(
     GENERATION_TAG,
@@ -103,8 +107,9 @@ const TEXT_FILTERS = new Set([
 type Internals = any;
 
 /**
- * An interpreter whose filters do what Python's do. The package's own `tojson` writes the float 2.0 as 2,
- * sorts keys by locale and knows no positional arguments; its text filters refuse what is not defined.
+ * An interpreter whose filters do what Python's do. The package's own `tojson` writes the float 2.0
+ * as 2, sorts keys by locale and knows no positional arguments; its text filters refuse what is not
+ * defined.
  */
 function createInterpreter(environment: Environment): Interpreter {
   const interpreter: Internals = new Interpreter(environment);
@@ -174,7 +179,9 @@ function pythonRange(start: number, stop?: number, step = 1): number[] {
 // Names under which a message's reasoning is passed; templates read the first, some the second.
 const REASONING = ["reasoning_content", "thinking", "reasoning"];
 
-/** A copy of a message without its empty fields, with the reasoning under each name templates read. */
+/**
+ * A copy of a message without its empty fields, with the reasoning under each name templates read.
+ */
 function plainMessage(message: ChatMessage, index: number): ChatMessage {
   if (typeof message !== "object" || message === null || Array.isArray(message)) {
     throw new TypeError(`Expected message ${index} to be an object but found ${show(message)}.`);
@@ -220,8 +227,8 @@ function cutAtTag(text: string, final: string): string {
   const at = text.lastIndexOf(CONTINUE_TAG.trim());
   if (at < 0 || !text.includes(final.trim())) {
     throw new TemplateError(
-      "Cannot continue the last message because the chat template changes it: it is not in the rendered " +
-        `text ${JSON.stringify(text)}.`,
+      "Cannot continue the last message because the chat template changes it: it is not in the " +
+        `rendered text ${JSON.stringify(text)}.`,
     );
   }
   // A template that trims the message has also trimmed the blank of the tag.

@@ -1,8 +1,9 @@
 /**
  * From tokens to text, one token at a time.
  *
- * A decoder of tokenizer.json becomes a chain of steps. A step takes a token and passes on what can no
- * longer change, so that decoding a whole list and decoding a stream are the same code and cannot differ.
+ * A decoder of tokenizer.json becomes a chain of steps. A step takes a token and passes on what can
+ * no longer change, so that decoding a whole list and decoding a stream are the same code and
+ * cannot differ.
  *
  * @module
  */
@@ -28,7 +29,9 @@ export interface DecoderJson {
 
 type TokenMap = (token: string, first: boolean) => string;
 
-/** A step without memory: each token is rewritten by itself, knowing only whether it is the first. */
+/**
+ * A step without memory: each token is rewritten by itself, knowing only whether it is the first.
+ */
 class MapStep implements Step {
   #first = true;
   constructor(private readonly map: TokenMap) {}
@@ -52,7 +55,9 @@ class WholeStep implements Step {
   }
 }
 
-/** `<0xE2>` tokens: a run of them is one UTF-8 text, or one U+FFFD for each byte if it is not valid. */
+/**
+ * `<0xE2>` tokens: a run of them is one UTF-8 text, or one U+FFFD for each byte if it is not valid.
+ */
 class ByteFallbackStep implements Step {
   #run: number[] = [];
   readonly #utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
@@ -155,8 +160,9 @@ export function cleanUpTokenization(text: string): string {
 }
 
 /**
- * `cleanUpTokenization` over a stream. What ends in three characters that are no space is final: every
- * pattern has at most four characters and starts with a space, so none can reach across such an edge.
+ * `cleanUpTokenization` over a stream. What ends in three characters that are no space is final:
+ * every pattern has at most four characters and starts with a space, so none can reach across such
+ * an edge.
  */
 export class CleanUpStep implements Step {
   #held = "";

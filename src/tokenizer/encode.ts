@@ -95,7 +95,8 @@ function pairsOf(text: TextInput, options: TokenizeOptions): { pairs: Pair[]; ba
   }
   if (second !== null && second.length !== list.length) {
     throw new RangeError(
-      `Expected text_pair to have as many texts as text (${list.length}) but found ${second.length}.`,
+      `Expected text_pair to have as many texts as text (${list.length}) but found ` +
+        `${second.length}.`,
     );
   }
   const pairs = list.map((item, i): Pair => {
@@ -120,7 +121,8 @@ function encodeText(tokenizer: EncodingTokenizer, text: Text, options: TokenizeO
   if (options.return_offsets_mapping) {
     if (!backend.spellsText) {
       throw new TypeError(
-        "Offsets of tokens are known only for byte-level tokenizers without normalizer or added space.",
+        "Offsets of tokens are known only for byte-level tokenizers without normalizer or added " +
+          "space.",
       );
     }
     row.spans = [];
@@ -166,7 +168,8 @@ function checkTensors(value: unknown): boolean {
  * Encodes a text, a batch, or a batch of pairs.
  *
  * @throws {TypeError} for input that is no text, an unknown option, or padding without a pad token
- * @throws {RangeError} for lengths that cannot be, or rows of several lengths where a tensor was asked for
+ * @throws {RangeError} for lengths that cannot be, or rows of several lengths where a tensor was
+ * asked for
  */
 export function encodeBatch(
   tokenizer: EncodingTokenizer,

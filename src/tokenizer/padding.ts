@@ -7,7 +7,10 @@ import { checkChoice, checkCount, checkSide } from "./options.ts";
 import type { Row } from "./post_processor.ts";
 import type { IntTensor, PadOptions, Side, Truncation } from "./types.ts";
 
-/** `model_max_length` of a tokenizer that has no limit, and the bound above which one counts as none. */
+/**
+ * `model_max_length` of a tokenizer that has no limit, and the bound above which one counts as
+ * none.
+ */
 export const NO_MAX_LENGTH = 1e30;
 const LARGE_LENGTH = 1e20;
 
@@ -35,8 +38,8 @@ export interface Fit {
 type FitOptions = PadOptions & { truncation?: Truncation | null; truncation_side?: Side | null };
 
 /**
- * Resolves padding and truncation as Hugging Face does: a lone `max_length` truncates; without a length,
- * `model_max_length` is it, and a model without limit neither pads to it nor truncates.
+ * Resolves padding and truncation as Hugging Face does: a lone `max_length` truncates; without a
+ * length, `model_max_length` is it, and a model without limit neither pads to it nor truncates.
  *
  * @throws {TypeError} when padding is asked for and there is no pad token, or a choice is not known
  * @throws {RangeError} when a length is not a whole number, or no multiple of `pad_to_multiple_of`
@@ -88,8 +91,8 @@ export function resolveFit(options: FitOptions, settings: PadSettings): Fit {
     max_length % multiple !== 0
   ) {
     throw new RangeError(
-      `Expected max_length to be a multiple of pad_to_multiple_of (${multiple}) when both truncation ` +
-        `and padding are on, but found ${max_length}.`,
+      `Expected max_length to be a multiple of pad_to_multiple_of (${multiple}) when both ` +
+        `truncation and padding are on, but found ${max_length}.`,
     );
   }
   return {
@@ -121,7 +124,8 @@ function cut(row: Row, length: number, side: Side): Row {
  * Cuts one text, or both of a pair, so that together with `reserved` special tokens they fit.
  *
  * @param reserved special tokens that will be added around the texts
- * @throws {RangeError} when the special tokens alone do not fit, or the one text that may be cut is too short
+ * @throws {RangeError} when the special tokens alone do not fit, or the one text that may be cut is
+ * too short
  */
 export function truncateTexts(
   a: Row,
@@ -133,7 +137,8 @@ export function truncateTexts(
   const room = fit.max_length - reserved;
   if (room < 0) {
     throw new RangeError(
-      `Expected max_length to leave room for the ${reserved} special tokens but found ${fit.max_length}.`,
+      `Expected max_length to leave room for the ${reserved} special tokens but found ` +
+        `${fit.max_length}.`,
     );
   }
   const excess = a.ids.length + (b?.ids.length ?? 0) - room;
@@ -158,8 +163,8 @@ export function truncateTexts(
   }
   if (target.ids.length <= excess) {
     throw new RangeError(
-      `Cannot remove ${excess} tokens with truncation "${fit.truncate}" because that text has only ` +
-        `${target.ids.length}.`,
+      `Cannot remove ${excess} tokens with truncation "${fit.truncate}" because that text has ` +
+        `only ${target.ids.length}.`,
     );
   }
   const kept = cut(target, target.ids.length - excess, side);

@@ -1,5 +1,6 @@
 /**
- * What a tokenizer puts around a text: begin-of-text, separators, and the segment number of each token.
+ * What a tokenizer puts around a text: begin-of-text, separators, and the segment number of each
+ * token.
  *
  * @module
  */

@@ -116,7 +116,10 @@ export abstract class SpecialTokens extends Callable {
     return [...new Set([...Object.values(this.special_tokens_map), ...this.#extra])];
   }
 
-  /** Ids of `all_special_tokens`; a token outside the vocabulary counts as the unknown token or is left out. */
+  /**
+   * Ids of `all_special_tokens`; a token outside the vocabulary counts as the unknown token or is
+   * left out.
+   */
   get all_special_ids(): number[] {
     return this.all_special_tokens
       .map((token) => this.convert_tokens_to_ids(token))
@@ -191,7 +194,8 @@ export abstract class SpecialTokens extends Callable {
   }
 
   /**
-   * Id of a token; for a token outside the vocabulary the id of the unknown token, or null without one.
+   * Id of a token; for a token outside the vocabulary the id of the unknown token, or null without
+   * one.
    */
   convert_tokens_to_ids(tokens: string): number | null;
   convert_tokens_to_ids(tokens: readonly string[]): (number | null)[];
@@ -230,7 +234,8 @@ export abstract class SpecialTokens extends Callable {
   }
 }
 
-// The properties declared above: the token is stored, its id follows from the vocabulary of the moment.
+// The properties declared above: the token is stored, its id follows from the vocabulary of the
+// moment.
 for (const name of SPECIAL_TOKEN_NAMES) {
   Object.defineProperties(SpecialTokens.prototype, {
     [name]: {

@@ -23,9 +23,9 @@ function cleansUp(tokenizer: DecodingTokenizer, options: DecodeOptions): boolean
 }
 
 /**
- * Turns token ids into text as they come. What `push` has returned never changes, half a character is held
- * back until it is whole, and all pieces joined are exactly `tokenizer.decode` of all ids. The work for a
- * token does not grow with the tokens before it.
+ * Turns token ids into text as they come. What `push` has returned never changes, half a character
+ * is held back until it is whole, and all pieces joined are exactly `tokenizer.decode` of all ids.
+ * The work for a token does not grow with the tokens before it.
  *
  * @example
  * ```ts

@@ -30,8 +30,11 @@ const OPTION_NAMES = [
 ];
 
 /** Ideographs, which are words by themselves; kana and hangul are not among them. */
-const IDEOGRAPH =
-  /[\u4E00-\u9FFF\u3400-\u4DBF\u{20000}-\u{2A6DF}\u{2A700}-\u{2B73F}\u{2B740}-\u{2CEAF}\uF900-\uFAFF\u{2F800}-\u{2FA1F}]$/u;
+const IDEOGRAPH = new RegExp(
+  "[\\u4E00-\\u9FFF\\u3400-\\u4DBF\\uF900-\\uFAFF\\u{20000}-\\u{2A6DF}\\u{2A700}-\\u{2B73F}" +
+    "\\u{2B740}-\\u{2CEAF}\\u{2F800}-\\u{2FA1F}]$",
+  "u",
+);
 
 /** The one row of a value that `generate` puts. */
 function singleRow(value: TokenIds | TokenIdRows): ArrayLike<number | bigint> {
@@ -55,8 +58,8 @@ function singleRow(value: TokenIds | TokenIdRows): ArrayLike<number | bigint> {
 }
 
 /**
- * Prints text as soon as whole words are formed: up to the last space, at once after a line end or an
- * ideograph. Text that has been printed never changes.
+ * Prints text as soon as whole words are formed: up to the last space, at once after a line end or
+ * an ideograph. Text that has been printed never changes.
  *
  * @example
  * ```ts

@@ -126,7 +126,8 @@ function dayOfYear(date: Date): number {
 }
 
 /**
- * A local date by C's format letters, in English whatever the locale; an unknown letter stays as it is.
+ * A local date by C's format letters, in English whatever the locale; an unknown letter stays as it
+ * is.
  *
  * @param format such as `"%d %b %Y"`; `%-d` leaves out the leading zero
  */

@@ -142,7 +142,8 @@ export class PreTrainedTokenizer extends SpecialTokens {
     for (const [name, token] of named) this.set_special_token(name, tokenText(token));
     this.extra_special_tokens = extra.map(tokenText);
     const special = new Set([...named.values()].map(tokenText));
-    // The config's flags win over those of tokenizer.json; a special token that is there stays as it is.
+    // The config's flags win over those of tokenizer.json; a special token that is there stays as
+    // it is.
     const backend = this.backend_tokenizer;
     this.add_tokens([
       ...addedTokens.map((token) =>
@@ -169,8 +170,9 @@ export class PreTrainedTokenizer extends SpecialTokens {
   }
 
   /**
-   * Whether begin-of-text is put before each text because this was asked for. False for a tokenizer whose
-   * tokenizer.json puts it there. Setting it replaces what tokenizer.json says, as in Hugging Face.
+   * Whether begin-of-text is put before each text because this was asked for. False for a tokenizer
+   * whose tokenizer.json puts it there. Setting it replaces what tokenizer.json says, as in Hugging
+   * Face.
    */
   get add_bos_token(): boolean {
     return this.#addBos;

@@ -7,7 +7,10 @@
 /** A side of a row of tokens. */
 export type Side = "left" | "right";
 
-/** `true` and `"longest"` pad to the longest row of the batch; `false` and `"do_not_pad"` do not pad. */
+/**
+ * `true` and `"longest"` pad to the longest row of the batch; `false` and `"do_not_pad"` do not
+ * pad.
+ */
 export type Padding = boolean | "longest" | "max_length" | "do_not_pad";
 
 /** `true` and `"longest_first"` shorten the longer text of a pair first. */
@@ -18,7 +21,9 @@ export type Truncation =
   | "only_second"
   | "do_not_truncate";
 
-/** Token ids of a whole batch in one typed array, row after row: what `model.call` takes as well. */
+/**
+ * Token ids of a whole batch in one typed array, row after row: what `model.call` takes as well.
+ */
 export interface IntTensor {
   /** The values, `shape[0] * shape[1]` of them. */
   data: Int32Array;
@@ -62,7 +67,9 @@ export interface TokenizeOptions extends PadOptions {
   return_token_type_ids?: boolean | null;
   /** Adds `special_tokens_mask`: 1 at tokens that the tokenizer added. */
   return_special_tokens_mask?: boolean;
-  /** Adds `offset_mapping`: [start, end) of each token in UTF-16 units; byte-level tokenizers only. */
+  /**
+   * Adds `offset_mapping`: [start, end) of each token in UTF-16 units; byte-level tokenizers only.
+   */
   return_offsets_mapping?: boolean;
   /** Adds `length`: tokens of each row, padding included. */
   return_length?: boolean;
@@ -124,7 +131,10 @@ export interface AddedToken {
 /** An added token together with its id. */
 export type AddedTokenEntry = AddedToken & { id: number };
 
-/** The values a tokenizer is made with: tokenizer_config.json, overridden by from_pretrained's options. */
+/**
+ * The values a tokenizer is made with: tokenizer_config.json, overridden by from_pretrained's
+ * options.
+ */
 export interface TokenizerInit {
   name_or_path?: string;
   model_max_length?: number | null;

@@ -39,7 +39,7 @@ describe("AutoTokenizer.from_pretrained", () => {
     });
   });
 
-  it("reads special tokens from special_tokens_map.json when the config lists no added tokens", async () => {
+  it("reads special_tokens_map.json when the config lists no added tokens", async () => {
     const map = { eos_token: { content: "<|end_of_text|>" }, additional_special_tokens: ["<x>"] };
     await inFolder({ "special_tokens_map.json": map }, async (folder) => {
       const tokenizer = await load(folder, { pad_token: "<|pad|>" });

@@ -50,8 +50,9 @@ describe("apply_chat_template", () => {
 
   it("marks what the assistant said, padding and truncation included", async () => {
     const tokenizer = await defaultTokenizer();
-    const chat_template =
-      "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}";
+    const said_by_assistant = "{% generation %}{{ m.content }}{% endgeneration %}";
+    const chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}" +
+      `{% else %}${said_by_assistant}{% endif %}{% endfor %}`;
     const chats = [
       [...HI, { role: "assistant", content: " a dog" }],
       [...HI, { role: "assistant", content: " a" }],

@@ -91,7 +91,8 @@ describe("IncrementalDecoder", () => {
     time(ids.slice(0, quarter));
     const early = time(ids.slice(quarter, 2 * quarter));
     const late = time(ids.slice(3 * quarter));
-    assertLess(late, 8 * early + 50_000); // in microseconds; a full decode for each token would be far above
+    // In microseconds; a full decode for each token would be far above.
+    assertLess(late, 8 * early + 50_000);
   });
 
   it("cleans up as the whole text would be", async () => {

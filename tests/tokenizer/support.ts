@@ -36,7 +36,9 @@ function goldensFolder(): string {
   }
 }
 
-/** goldens.json of a model, or undefined, with one printed line, where the goldens are not there. */
+/**
+ * goldens.json of a model, or undefined, with one printed line, where the goldens are not there.
+ */
 // deno-lint-ignore no-explicit-any
 export function goldens(name: string): any {
   const path = join(goldensFolder(), name, "goldens.json");

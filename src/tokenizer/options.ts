@@ -34,11 +34,11 @@ export function nearestName(name: string, known: readonly string[]): [string, nu
  *
  * @throws {TypeError} naming the unknown option and the nearest known one
  */
-export function checkNames(options: object, known: readonly string[], of: string): void {
+export function checkNames(options: object, known: readonly string[], owner: string): void {
   for (const name of Object.keys(options)) {
     if (known.includes(name)) continue;
     throw new TypeError(
-      `${of} has no option "${name}". Did you mean "${nearestName(name, known)[0]}"?`,
+      `${owner} has no option "${name}". Did you mean "${nearestName(name, known)[0]}"?`,
     );
   }
 }

@@ -102,16 +102,18 @@ export type NamedId = { token: string; id: number };
  * @param eos the token behind each text, if any
  */
 export function bosEosProcessor(bos?: NamedId, eos?: NamedId): PostProcessorJson {
-  const special = (of: NamedId | undefined, type_id: number) =>
-    of ? [{ SpecialToken: { id: of.token, type_id } }] : [];
+  const special = (named: NamedId | undefined, type_id: number) =>
+    named ? [{ SpecialToken: { id: named.token, type_id } }] : [];
   const part = (id: "A" | "B", type_id: number) => [
     ...special(bos, type_id),
     { Sequence: { id, type_id } },
     ...special(eos, type_id),
   ];
   const special_tokens: Record<string, unknown> = {};
-  for (const  of of[bos, eos]) {
-    if (of) special_tokens[of.token] = { id: of.token, ids: [of.id], tokens: [of.token] };
+  for (const named of [bos, eos]) {
+    if (!named) continue;
+    const { token, id } = named;
+    special_tokens[token] = { id: token, ids: [id], tokens: [token] };
   }
   const single = part("A", 0);
   return { type: "TemplateProcessing", single, pair: [...single, ...part("B", 1)], special_tokens };

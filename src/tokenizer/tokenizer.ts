@@ -89,7 +89,7 @@ export class PreTrainedTokenizer extends SpecialTokens {
     this.#init = init;
     this.name_or_path = init.name_or_path ?? "";
     this.model_max_length = init.model_max_length ?? NO_MAX_LENGTH;
-    const direction = (of?: { direction?: string } | null) => of?.direction?.toLowerCase();
+    const direction = (set?: { direction?: string } | null) => set?.direction?.toLowerCase();
     this.padding_side = checkSide(
       init.padding_side ?? direction(json.padding) ?? "right",
       "padding_side",

@@ -113,7 +113,7 @@ describe("save_pretrained", () => {
     await inFolder({}, async (folder) => {
       const unchanged = await (await defaultTokenizer()).save_pretrained(join(folder, "copy"));
       assertEquals(unchanged.length, 3);
-      const text = (of: string) => readFileSync(join(of, "tokenizer.json"), "utf8");
+      const text = (from: string) => readFileSync(join(from, "tokenizer.json"), "utf8");
       assertEquals(text(join(folder, "copy")), text(MODEL));
 
       tokenizer.add_special_tokens({ sep_token: "<sep>", extra_special_tokens: ["<|im_start|>"] });

@@ -1,7 +1,7 @@
 // Printed by `zig build bindings` from zig/command.zig; do not edit.
 
 /** Hash of all declarations of zig/command.zig, compared with the library's at load. */
-export const abi_hash = 0;
+export const abi_hash = 186121598;
 
 export const revision = 1;
 export const max_operands = 12;

@@ -1,0 +1,117 @@
+//! What machine this is: CPU level, cores, name.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const command = @import("command");
+const memory = @import("memory.zig");
+
+const x86 = builtin.cpu.arch == .x86_64;
+
+fn cpuid(leaf: u32, sub: u32) [4]u32 {
+    var a: u32 = undefined;
+    var b: u32 = undefined;
+    var c: u32 = undefined;
+    var d: u32 = undefined;
+    asm volatile ("cpuid"
+        : [a] "={eax}" (a),
+          [b] "={ebx}" (b),
+          [c] "={ecx}" (c),
+          [d] "={edx}" (d),
+        : [l] "{eax}" (leaf),
+          [s] "{ecx}" (sub),
+    );
+    return .{ a, b, c, d };
+}
+
+fn bit(word: u32, comptime n: u5) bool {
+    return word >> n & 1 == 1;
+}
+
+/// Instruction sets as `Info.features` numbers them. The flags of CPUID are not enough: XCR0 says
+/// whether the system saves the registers.
+pub fn features() u32 {
+    if (!x86) return 0;
+    const one = cpuid(1, 0)[2];
+    if (!bit(one, 27)) return 0; // osxsave
+    const xcr0 = asm volatile ("xgetbv"
+        : [a] "={eax}" (-> u32),
+        : [c] "{ecx}" (@as(u32, 0)),
+        : .{ .edx = true });
+    const seven = cpuid(7, 0);
+    const seven_one = if (seven[0] >= 1) cpuid(7, 1) else @as([4]u32, @splat(0));
+    const ymm = xcr0 & 0x6 == 0x6;
+    const zmm = xcr0 & 0xe6 == 0xe6;
+    const tiles = xcr0 & 0x60000 == 0x60000;
+    const avx512: u32 = 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31; // f dq cd bw vl
+    const found = [_]bool{
+        ymm and bit(seven[1], 5),
+        ymm and bit(one, 12),
+        ymm and bit(one, 29),
+        zmm and seven[1] & avx512 == avx512,
+        zmm and bit(seven[2], 11),
+        zmm and bit(seven_one[0], 5),
+        tiles and bit(seven[3], 22),
+        tiles and bit(seven[3], 25),
+    };
+    var mask: u32 = 0;
+    for (found, 0..) |has, i| mask |= @as(u32, @intFromBool(has)) << @intCast(i);
+    return mask;
+}
+
+pub fn cpuLevel() command.CpuLevel {
+    if (!x86) return .portable;
+    const mask = features();
+    if (mask & 0b111 != 0b111) return .portable;
+    return if (mask & 0b1000 != 0) .v4 else .v3;
+}
+
+pub fn cpuName(out: *[64]u8) void {
+    @memset(out, 0);
+    if (!x86 or cpuid(0x8000_0000, 0)[0] < 0x8000_0004) {
+        @memcpy(out[0..@tagName(builtin.cpu.arch).len], @tagName(builtin.cpu.arch));
+        return;
+    }
+    for (0..3) |i| {
+        const part: [16]u8 = @bitCast(cpuid(0x8000_0002 + @as(u32, @intCast(i)), 0));
+        @memcpy(out[16 * i ..][0..16], &part);
+    }
+}
+
+pub fn logicalCores() u32 {
+    return @intCast(std.Thread.getCpuCount() catch 1);
+}
+
+/// Cores, of which a hyperthreaded one counts once, among those this process may use.
+pub fn physicalCores() u32 {
+    var seen: [1024]u32 = undefined;
+    var n: u32 = 0;
+    var allowed: std.os.linux.cpu_set_t = @splat(0);
+    if (builtin.os.tag != .linux) return logicalCores();
+    _ = std.os.linux.sched_getaffinity(0, @sizeOf(@TypeOf(allowed)), &allowed);
+    const word_bits = @bitSizeOf(usize);
+    for (0..allowed.len * word_bits) |cpu| {
+        if (allowed[cpu / word_bits] >> @intCast(cpu % word_bits) & 1 == 0) continue;
+        const id = coreId(cpu) orelse return logicalCores();
+        if (std.mem.indexOfScalar(u32, seen[0..n], id) != null) continue;
+        if (n == seen.len) break;
+        seen[n] = id;
+        n += 1;
+    }
+    return @max(n, 1);
+}
+
+fn coreId(cpu: usize) ?u32 {
+    const package = topology(cpu, "physical_package_id") orelse return null;
+    const core = topology(cpu, "core_id") orelse return null;
+    return package << 16 | core & 0xffff;
+}
+
+fn topology(cpu: usize, name: []const u8) ?u32 {
+    var path: [128]u8 = undefined;
+    const file = "/sys/devices/system/cpu/cpu{d}/topology/{s}";
+    const full = std.fmt.bufPrintZ(&path, file, .{ cpu, name }) catch return null;
+    var text: [32]u8 = undefined;
+    const content = memory.readSmall(full, &text) orelse return null;
+    const digits = std.mem.trim(u8, content, " \n");
+    return @bitCast(std.fmt.parseInt(i32, digits, 10) catch return null);
+}

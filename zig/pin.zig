@@ -1,0 +1,23 @@
+//! Keeps the library in memory: its threads outlive a runtime's dlclose.
+
+const std = @import("std");
+const DlInfo = extern struct {
+    fname: ?[*:0]const u8,
+    fbase: ?*anyopaque,
+    sname: ?[*:0]const u8,
+    saddr: ?*anyopaque,
+};
+extern "c" fn dladdr(*const anyopaque, *DlInfo) c_int;
+extern "c" fn dlopen(?[*:0]const u8, c_int) ?*anyopaque;
+const rtld_now_noload_nodelete = 0x1006;
+
+var done: std.atomic.Value(bool) = .init(false);
+
+pub fn pinned() bool {
+    if (done.load(.acquire)) return true;
+    var found: DlInfo = undefined;
+    const here: *const anyopaque = @ptrCast(&pinned);
+    if (dladdr(here, &found) == 0 or dlopen(found.fname, rtld_now_noload_nodelete) == null) return false;
+    done.store(true, .release);
+    return true;
+}

@@ -13,7 +13,8 @@ interface BuildFlags {
 
 /** Arguments of `zig build` for the options given. */
 export function zigArguments(flags: BuildFlags): string[] {
-  const args = ["build", "--build-file", "zig/build.zig", `-Dcuda=${flags.cuda}`];
+  const args = ["build", "--build-file", "zig/build.zig"];
+  if (flags.cuda !== "auto") args.push(`-Dcuda=${flags.cuda}`);
   if (flags.target) {
     // a library for another machine must not take the place of this one's
     args.push(`-Dtarget=${flags.target}`, "--prefix", resultFolder(flags));

@@ -154,7 +154,10 @@ export class Backend {
    */
   addTokens(tokens: readonly AddedToken[]): number {
     const entries = new Map(this.#added);
-    let last = Math.max(this.vocab_size - 1, ...this.json.added_tokens.map((token) => token.id));
+    let last = this.json.added_tokens.reduce(
+      (max, { id }) => Math.max(max, id),
+      this.vocab_size - 1,
+    );
     let changes = 0;
     for (const token of tokens) {
       const { content, single_word = false, lstrip = false, rstrip = false } = token;

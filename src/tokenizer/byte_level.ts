@@ -60,12 +60,19 @@ export function incompleteSuffix(bytes: Uint8Array): number {
   return 0;
 }
 
+/** Tokens of printable ASCII, which stands for itself, and of U+0120, which stands for the space. */
+const ASCII_WORD = /^[!-~\u0120]*$/;
+
 /** Joins the bytes of tokens and passes on whole characters; invalid bytes become U+FFFD. */
 export class ByteLevelStep implements Step {
   #held = new Uint8Array(0);
   readonly #utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
 
   push(token: string, out: Sink): void {
+    if (this.#held.length === 0 && ASCII_WORD.test(token)) { // most tokens; saves the bytes
+      out(token.replaceAll("\u0120", " "));
+      return;
+    }
     let bytes = tokenBytes(token);
     if (this.#held.length > 0) {
       const joined = new Uint8Array(this.#held.length + bytes.length);

@@ -117,28 +117,19 @@ function encodeText(tokenizer: EncodingTokenizer, text: Text, options: TokenizeO
   const backend = tokenizer.backend_tokenizer;
   const split = options.split_special_tokens ?? tokenizer.split_special_tokens;
   const parts = typeof text === "string" ? [text] : text;
-  const row = tokens([]);
-  if (options.return_offsets_mapping) {
-    if (!backend.spellsText) {
-      throw new TypeError(
-        "Offsets of tokens are known only for byte-level tokenizers without normalizer or added " +
-          "space.",
-      );
-    }
-    row.spans = [];
-  }
-  for (const part of parts) {
-    const encoded = backend.encode(part, split);
-    row.ids.push(...encoded.ids);
-    row.spans?.push(
-      ...tokenSpans(
-        encoded.tokens,
-        part.toWellFormed(),
-        (token) => !split && backend.isAdded(token),
-      ),
+  const offsets = options.return_offsets_mapping ?? false;
+  if (offsets && !backend.spellsText) {
+    throw new TypeError(
+      "Offsets are known only for byte-level tokenizers without normalizer or added space.",
     );
   }
-  return tokens(row.ids, 0, row.spans);
+  // Lists are joined by flat: to spread a long one would exceed the call stack.
+  const encoded = parts.map((part) => ({ part, ...backend.encode(part, split) }));
+  const isAdded = (token: string) => !split && backend.isAdded(token);
+  const spans = offsets
+    ? encoded.map(({ part, tokens }) => tokenSpans(tokens, part.toWellFormed(), isAdded)).flat()
+    : undefined;
+  return tokens(encoded.map(({ ids }) => ids).flat(), 0, spans);
 }
 
 function encodePair(

@@ -174,7 +174,8 @@ export function truncateTexts(
 /** The length, in tokens, to which rows are padded; undefined for no padding. */
 export function paddedLength(lengths: readonly number[], fit: Fit): number | undefined {
   if (fit.pad === "do_not_pad") return undefined;
-  const length = fit.pad === "longest" ? Math.max(0, ...lengths) : fit.max_length!;
+  const longest = lengths.reduce((max, length) => Math.max(max, length), 0);
+  const length = fit.pad === "longest" ? longest : fit.max_length!;
   return Math.ceil(length / fit.multiple) * fit.multiple;
 }
 

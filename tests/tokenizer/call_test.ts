@@ -51,6 +51,16 @@ describe("one text and a batch", () => {
     assertEquals(spans.at(-1), [8, 10]); // all tokens of an emoji span both its units
   });
 
+  it("takes a text of very many tokens, and a batch of very many texts", async () => {
+    const tokenizer = await defaultTokenizer();
+    const text = " dog".repeat(200_000);
+    const { input_ids } = tokenizer(text, { return_offsets_mapping: true });
+    assertEquals(input_ids.length, 200_001);
+    assertEquals(tokenizer.decode(input_ids, { skip_special_tokens: true }), text);
+    const batch = tokenizer(new Array<string>(150_000).fill("a"), { padding: true });
+    assertEquals(batch.input_ids.length, 150_000);
+  });
+
   it("replaces half of a surrogate pair", async () => {
     const tokenizer = await defaultTokenizer();
     assertEquals(tokenizer("a\ud83d").input_ids, tokenizer("a\ufffd").input_ids);

@@ -175,11 +175,17 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     options: PretrainedOptions,
   ): Promise<void> {
     const tied = this.config.tie_word_embeddings ? model_class._tied_weights_keys ?? {} : {};
-    const specs = weightSpecs(this, checkpoint, tied, model_class.base_model_prefix);
+    const { base_model_prefix } = model_class;
+    // A checkpoint of a model with a head: the head's own tensors are of no use to the base model.
+    const inside = base_model_prefix !== undefined &&
+      checkpoint.names.some((name) => name.startsWith(`${base_model_prefix}.`));
+    const prefix = inside ? `${base_model_prefix}.` : "";
+    const specs = weightSpecs(this, tied, prefix);
     const { dtype = "auto", progress_callback, signal } = options;
     const weights = await loadWeights(device, checkpoint, [...specs.values()], {
       dtype,
       tied,
+      ignore: (name) => !name.startsWith(prefix),
       progress_callback,
       signal,
     });
@@ -237,19 +243,17 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
 /** What to load for each parameter path. A tied table is loaded once, as the head's panels. */
 function weightSpecs(
   model: PreTrainedModel,
-  checkpoint: Checkpoint,
   tied: Readonly<Record<string, string>>,
-  prefix: string | undefined,
+  prefix: string,
 ): Map<string, WeightSpec> {
   const sources = new Set(Object.values(tied));
-  const inside = prefix !== undefined && checkpoint.names.some((n) => n.startsWith(`${prefix}.`));
   const specs = new Map<string, WeightSpec>();
   for (const [path, tensor] of model.namedParameters()) {
     if (path in tied) continue;
     if (tensor.storage.space !== "parameter") continue;
     const layout: LayoutName = sources.has(path) ? "panel" : tensor.storage.layout;
     specs.set(path, {
-      name: inside ? `${prefix}.${path}` : path,
+      name: prefix + path,
       shape: [...tensor.shape],
       layout,
       keepMapped: layout === "row_major" && !tensor.storage.keep_f32,

@@ -7,7 +7,7 @@ const floats = new Float32Array(words.buffer);
 
 /** Widens stored bytes to f32. @param stored F32, BF16 or F16 */
 export function widen(stored: string, bytes: Uint8Array): Float32Array {
-  const copy = bytes.slice().buffer;
+  const copy = new Uint8Array(bytes).buffer; // Buffer's own slice() would share its memory
   if (stored === "F32") return new Float32Array(copy);
   if (stored === "F16") return Float32Array.from(new Uint16Array(copy), halfToFloat);
   const out = new Float32Array(bytes.length / 2);

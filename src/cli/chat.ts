@@ -31,7 +31,11 @@ async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
   lines.on("SIGINT", () => turn ? turn.abort() : lines.close());
   signal.addEventListener("abort", () => turn ? turn.abort() : lines.close());
 
-  lines.prompt();
+  let open = true; // stdin may end while answers to its lines are still to be made
+  lines.on("close", () => open = false);
+  const prompt = () => open && lines.prompt();
+
+  prompt();
   for await (const line of lines) {
     if (line === "/exit") break;
     if (line === "/reset") messages = [...start];
@@ -59,7 +63,7 @@ async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
       if (signal.aborted) break;
       messages.push({ role: "assistant", content: answer });
     }
-    lines.prompt();
+    prompt();
   }
   lines.close();
 }

@@ -49,7 +49,8 @@ export function cli(args: string[], options: CliOptions = {}): Promise<Outcome> 
       if (interrupted || interruptAfter === undefined) return;
       if (outcome.stdout.length < interruptAfter) return;
       interrupted = true;
-      child.kill("SIGINT");
+      // not child.kill: Deno would then report the signal as the child's end, whatever its status
+      process.kill(child.pid!, "SIGINT");
     });
     child.stderr.setEncoding("utf8").on("data", (piece: string) => outcome.stderr += piece);
     child.stdin.on("error", () => {}); // a program that ends early does not read it

@@ -1,0 +1,145 @@
+/** What all benchmarks of whole models share: the model, rounds beside peaks, one JSON line. */
+
+import { createHash } from "node:crypto";
+import type { BenchOptions } from "../../src/cli/bench.ts";
+import { Device } from "../../src/device.ts";
+import { BambaForCausalLM } from "../../src/models/bamba.ts";
+import { randomModel } from "./random_model.ts";
+
+const dtypes = { f32: "float32", bf16: "bfloat16", f16: "float16" } as const;
+/** Bytes of one weight. */
+export const weight_bytes = { f32: 4, bf16: 2, f16: 2 } as const;
+
+/** The middle value. */
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+/** Hash of a result, so that a fast wrong answer shows. */
+export function hashOf(data: ArrayBufferView): string {
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  return createHash("sha256").update(bytes).digest("hex").slice(0, 16);
+}
+
+/** Prompt ids that differ from one another. */
+export function promptIds(count: number, vocab_size: number): number[] {
+  return Array.from({ length: count }, (_, i) => 3 + (i * 7919) % (vocab_size - 3));
+}
+
+/** A model and the device it runs on; dispose of both. */
+export interface Subject extends Disposable {
+  readonly model: BambaForCausalLM;
+  readonly device: Device;
+}
+
+/** Loads the random model of a shape. */
+export async function openSubject(options: BenchOptions): Promise<Subject> {
+  const { shape, weights, threads, device: name, signal } = options;
+  const folder = await randomModel(shape, signal);
+  const device = await Device.open(name, { threads });
+  try {
+    const model = await BambaForCausalLM.from_pretrained(folder, {
+      dtype: dtypes[weights],
+      device: name,
+      threads,
+      signal,
+    });
+    return {
+      model,
+      device,
+      [Symbol.dispose]: () => {
+        model.dispose();
+        device.dispose();
+      },
+    };
+  } catch (error) {
+    device.dispose();
+    throw error;
+  }
+}
+
+/** One round: how many tokens a second, and how much of the peak's unit each took. */
+export interface Round {
+  readonly tok_s: number;
+  readonly hash: string;
+}
+
+/** Rounds of a measurement, each between two measurements of the peak. */
+export interface Rounds {
+  readonly tok_s: number;
+  /** Of the peak. */
+  readonly share: number;
+  readonly peak: number;
+  readonly rounds: number[];
+  readonly hash: string;
+}
+
+/**
+ * Runs rounds with the peak measured before and after each: machines that are shared change by the
+ * minute. A round's peak is the larger of its two neighbours.
+ *
+ * @param cost bytes or operations of one token
+ * @param peakOf picks the peak's rate
+ */
+export async function measureRounds(
+  device: Device,
+  count: number,
+  cost: number,
+  peakOf: (measured: Awaited<ReturnType<Device["measure"]>>) => number,
+  round: () => Promise<Round>,
+  signal: AbortSignal,
+): Promise<Rounds> {
+  await round(); // plans, pages and clocks come up
+  let before = peakOf(await device.measure(signal));
+  const rates: number[] = [];
+  const peaks: number[] = [];
+  let hash = "";
+  for (let i = 0; i < count; i++) {
+    const result = await round();
+    const after = peakOf(await device.measure(signal));
+    if (hash !== "" && hash !== result.hash) {
+      throw new Error(`Expected every round to give ${hash} but found ${result.hash}`);
+    }
+    hash = result.hash;
+    rates.push(result.tok_s);
+    peaks.push(Math.max(before, after));
+    before = after;
+  }
+  const share = median(rates.map((rate, i) => rate * cost / peaks[i]));
+  return { tok_s: median(rates), share, peak: median(peaks), rounds: rates, hash };
+}
+
+/** Prints one JSON line, and before it, unless `--json` was given, a sentence to stderr. */
+export function report(
+  options: BenchOptions,
+  { bench, unit, scale, ...rest }: Rounds & {
+    bench: string;
+    /** Of the peak, after dividing by `scale`. */
+    unit: string;
+    scale: number;
+    [extra: string]: unknown;
+  },
+): void {
+  const { tok_s, share, peak, rounds, hash, ...extra } = rest;
+  const round = (x: number, digits: number) => Number(x.toPrecision(digits));
+  const { shape, weights } = options;
+  if (!options.json) {
+    console.error(
+      `${bench} ${shape} ${weights}: ${tok_s.toFixed(2)} tokens/s, ${(100 * share).toFixed(1)} % ` +
+        `of ${round(peak / scale, 3)} ${unit}`,
+    );
+  }
+  console.log(JSON.stringify({
+    bench,
+    shape,
+    weights,
+    tok_s: round(tok_s, 4),
+    share: round(share, 4),
+    peak: round(peak, 4),
+    ...extra,
+    rounds: rounds.map((rate) => round(rate, 4)),
+    hash,
+  }));
+}

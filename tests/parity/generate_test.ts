@@ -2,7 +2,7 @@
 
 import { describe, it } from "node:test";
 import { assert, assertEquals } from "@std/assert";
-import { AutoModelForCausalLM, AutoTokenizer } from "../../mod.ts";
+import { AutoModelForCausalLM, AutoTokenizer, type GenerateInputs } from "../../mod.ts";
 import { tolerances } from "../tolerance.ts";
 import {
   assertClose,
@@ -42,10 +42,9 @@ for (const name of [...tiny_models, ...(have_goldens ? ["wordnet-8m"] : [])]) {
         assertEquals(fresh, golden.new_ids);
         if (golden.sequences) assertEquals(sequences, golden.sequences);
         if (golden.sequences_scores) {
+          const options: GenerateInputs = { ...kwargs, input_ids, attention_mask };
           const dict = await model.generate({
-            ...kwargs,
-            input_ids,
-            attention_mask,
+            ...options,
             return_dict_in_generate: true,
             output_scores: true,
           });
@@ -71,9 +70,9 @@ for (const name of [...tiny_models, ...(have_goldens ? ["wordnet-8m"] : [])]) {
       }
       using model = await AutoModelForCausalLM.from_pretrained(folder);
       const { kwargs, input_ids } = golden;
+      const options: GenerateInputs = { ...kwargs, input_ids };
       const dict = await model.generate({
-        ...kwargs,
-        input_ids,
+        ...options,
         return_dict_in_generate: true,
         output_logits: true,
         output_scores: true,

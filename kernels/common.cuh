@@ -17,9 +17,10 @@ typedef __nv_bfloat16 bf16;
 #define DEVICE_MEMBER __device__ __forceinline__
 #define LOG2E 1.4426950408889634f
 
-// Programmatic dependent launch: a kernel may start while the one before it still drains. Nothing that
-// the kernel before may have written (or still reads) is touched before `pdl_wait`. No-ops when the
-// launch did not ask for it, and on older chips.
+// Programmatic dependent launch: a kernel may start while the one before it still runs. Nothing that the
+// kernel before may write (or still reads) is touched before `pdl_wait`. `pdl_launch` comes after it, so
+// that at most two kernels overlap and everything older is complete. No-ops when the launch did not ask
+// for it, and on older chips.
 DEVICE void pdl_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -50,7 +51,12 @@ DEVICE float fast_exp2(float v) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
     return r;
 }
-DEVICE float silu(float v) { return v / (1.0f + __expf(-v)); }
+DEVICE float fast_rcp(float v) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+    return r;
+}
+DEVICE float silu(float v) { return v * fast_rcp(1.0f + fast_exp2(-LOG2E * v)); }
 DEVICE float softplus(float v) { return v > 20.0f ? v : log1pf(__expf(v)); }
 
 // ---- memory ----
@@ -69,11 +75,11 @@ DEVICE uint4 load_stream(const void* p) {
     return v;
 }
 // Eight elements as floats, 16-byte (bf16) or 32-byte (f32) aligned.
-DEVICE void load8(const bf16* p, float* v) {
-    uint4 w = load_cg(p);
+DEVICE void unpack8(uint4 w, float* v) {
     v[0] = bf_lo(w.x), v[1] = bf_hi(w.x), v[2] = bf_lo(w.y), v[3] = bf_hi(w.y);
     v[4] = bf_lo(w.z), v[5] = bf_hi(w.z), v[6] = bf_lo(w.w), v[7] = bf_hi(w.w);
 }
+DEVICE void load8(const bf16* p, float* v) { unpack8(load_cg(p), v); }
 DEVICE void load8(const float* p, float* v) {
     uint4 a = load_cg(p), b = load_cg(p + 4);
     v[0] = __uint_as_float(a.x), v[1] = __uint_as_float(a.y), v[2] = __uint_as_float(a.z);

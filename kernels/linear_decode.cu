@@ -16,7 +16,7 @@
 //          added in warp order; blocks stay resident and the ring runs on across tiles;
 //        - the ring is filled before `griddepcontrol.wait`: weights stream while the kernel before drains;
 //        - the norm's 1/rms is applied to the sums, so x is read once and nothing waits for its reduction.
-// Launch: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
+// Launch: 256 threads, grid min(tiles, multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
 //   dynamic shared memory: see `gemv_smem` below (STAGES ring slots of 16 KB, then x when it is staged).
 #include "common.cuh"
 
@@ -48,31 +48,44 @@ struct Fixed {
 template <int MODE> DEVICE void stage_x(const GemvArgs& a, bf16* xs, Fixed* f) {
     const int groups = (a.k / 8 + THREADS - 1) / THREADS, total = groups * a.batch;
     const int warp = threadIdx.x >> 5;
-#pragma unroll 4
-    for (int j = 0; j < total; j++) {
-        int row = j / groups, c = (j - row * groups) * THREADS + threadIdx.x;
-        float v[8], s = 0;
-        if (c * 8 < a.k) {
-            load8(a.x + (size_t)row * a.x_stride + c * 8, v);
+    for (int j0 = 0; j0 < total; j0 += 4) {
+        uint4 xr[4], gr[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {  // all loads first: one latency, not four
+            int row = (j0 + i) / groups, c = (j0 + i - row * groups) * THREADS + threadIdx.x;
+            bool valid = j0 + i < total && c * 8 < a.k;
+            xr[i] = gr[i] = make_uint4(0, 0, 0, 0);
+            if (valid) xr[i] = load_cg(a.x + (size_t)row * a.x_stride + c * 8);
+            if (MODE == GATED && valid) gr[i] = load_cg(a.gate + (size_t)row * a.gate_stride + c * 8);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int j = j0 + i;
+            if (j >= total) break;
+            int row = j / groups, c = (j - row * groups) * THREADS + threadIdx.x;
+            float v[8], s = 0;
+            unpack8(xr[i], v);
             if (MODE == GATED) {
                 float g[8];
-                load8(a.gate + (size_t)row * a.gate_stride + c * 8, g);
+                unpack8(gr[i], g);
 #pragma unroll
-                for (int i = 0; i < 8; i++) v[i] *= silu(g[i]);
+                for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
             }
             if (MODE != PLAIN) {
 #pragma unroll
-                for (int i = 0; i < 8; i++) s += v[i] * v[i];
-                float4 w0 = __ldg((const float4*)(a.norm_weight + c * 8));
-                float4 w1 = __ldg((const float4*)(a.norm_weight + c * 8 + 4));
-                v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w;
-                v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
+                for (int e = 0; e < 8; e++) s += v[e] * v[e];
+                s = warp_sum(s);
+                if ((threadIdx.x & 31) == 0) f->sumsq[j][warp] = s;
             }
-            *(uint4*)(xs + row * (a.k + X_PAD) + c * 8) = pack8(v);
-        }
-        if (MODE != PLAIN) {
-            s = warp_sum(s);
-            if ((threadIdx.x & 31) == 0) f->sumsq[j][warp] = s;
+            if (c * 8 < a.k) {
+                if (MODE != PLAIN) {
+                    float4 w0 = __ldg((const float4*)(a.norm_weight + c * 8));
+                    float4 w1 = __ldg((const float4*)(a.norm_weight + c * 8 + 4));
+                    v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w;
+                    v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
+                }
+                *(uint4*)(xs + row * (a.k + X_PAD) + c * 8) = pack8(v);
+            }
         }
     }
     __syncthreads();
@@ -98,10 +111,12 @@ DEVICE void gemv(const GemvArgs& a) {
     const int total = my_tiles * iters;
 
     // The copying side: which tile and step comes next.
-    int c_tile = blockIdx.x, c_it = 0, c_left = total, c_slot = 0;
+    // A tile starts its walk over k at its own place: rows lie a power of two apart, and blocks in step would
+    // ask the same few memory channels.
+    int c_tile = blockIdx.x, c_it = 0, c_left = total, c_slot = 0, c_step = (c_tile * 5) % iters;
     auto copy_next = [&]() {
         if (c_left > 0) {
-            int k = (c_it * WARPS + warp) * STEP + t * 8;
+            int k = (c_step * WARPS + warp) * STEP + t * 8;
             int r0 = c_tile * TILE_N + g, r1 = SWIGLU ? r0 : r0 + 8;
             bool v0 = r0 < a.n, v1 = r1 < a.n, k0 = k < a.k, k1 = k + 32 < a.k;
             const bf16* p0 = a.w + (size_t)(v0 ? r0 : 0) * a.k + k;
@@ -112,15 +127,28 @@ DEVICE void gemv(const GemvArgs& a) {
             cp_async16(dst + 8192, k0 ? p1 : a.w, v1 && k0);
             cp_async16(dst + 12288, k1 ? p1 + 32 : a.w, v1 && k1);
             c_left--;
-            if (++c_it == iters) c_it = 0, c_tile += gridDim.x;
+            if (++c_step == iters) c_step = 0;
+            if (++c_it == iters) c_it = 0, c_tile += gridDim.x, c_step = (c_tile * 5) % iters;
             if (++c_slot == STAGES) c_slot = 0;
         }
         cp_async_commit();
     };
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) copy_next();
-    pdl_launch();
+    if (MODE != PLAIN)
+        for (int i = threadIdx.x * 32; i < a.k; i += THREADS * 32)
+            asm volatile("prefetch.global.L1 [%0];" ::"l"(a.norm_weight + i));
     pdl_wait();
+    pdl_launch();
+    if (t < 2 && c_left > 0) {  // memory works on into L2 while x is fetched
+        const int r = c_tile * TILE_N + g + (!SWIGLU && t ? 8 : 0);
+        const bf16* p = (SWIGLU && t ? a.w2 : a.w) + (size_t)min(r, a.n - 1) * a.k;
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            int step = c_step + i < iters ? c_step + i : c_step + i - iters, k = (step * WARPS + warp) * STEP;
+            if (c_it + i < iters && k < a.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + k));
+        }
+    }
     if (STAGED) stage_x<MODE>(a, xs, &fixed);
 
     int slot = 0, buffer = 0;
@@ -129,8 +157,10 @@ DEVICE void gemv(const GemvArgs& a) {
     const bf16* x_row = a.x + (size_t)(row ? g : 0) * a.x_stride + t * 8;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         float acc[4] = {0, 0, 0, 0};
+        int step = (tile * 5) % iters;
         for (int it = 0; it < iters; it++) {
-            int k = (it * WARPS + warp) * STEP;
+            int k = (step * WARPS + warp) * STEP;
+            if (++step == iters) step = 0;
             uint4 x0 = make_uint4(0, 0, 0, 0), x1 = x0;
             if (row && k + t * 8 < a.k) x0 = STAGED ? lds128(xs_row + k * 2) : load_cg(x_row + k);
             if (row && k + t * 8 + 32 < a.k)
@@ -172,20 +202,21 @@ DEVICE void gemv(const GemvArgs& a) {
     }
 }
 
-// Bytes of dynamic shared memory: STAGES * 16384 + (x staged ? batch * (K + 32) * 2 : 0).
+// Bytes of dynamic shared memory: STAGES * 16384 + (x staged ? batch * (K + 32) * 2 : 0). The number in
+// a name is STAGES. Best where two such blocks fit a multiprocessor (113 KB each): the next launch's block
+// then fills its ring while this launch still streams.
 #define GEMV(NAME, MODE, SWIGLU, STAGED, STAGES, OUT)                                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ GemvArgs a) {     \
         gemv<MODE, SWIGLU, STAGED, STAGES, OUT>(a);                                                         \
     }
-GEMV(gemv_bf16, PLAIN, false, true, 4, bf16)
-GEMV(gemv_s3_bf16, PLAIN, false, true, 3, bf16)
-GEMV(gemv_direct_bf16, PLAIN, false, false, 5, bf16)
-GEMV(gemv_rms_bf16, RMS, false, true, 4, bf16)
-GEMV(gemv_rms_s3_bf16, RMS, false, true, 3, bf16)
-GEMV(gemv_gated_bf16, GATED, false, true, 4, bf16)
-GEMV(gemv_gated_s3_bf16, GATED, false, true, 3, bf16)
-GEMV(gemv_rms_swiglu_bf16, RMS, true, true, 4, bf16)
-GEMV(gemv_rms_swiglu_s3_bf16, RMS, true, true, 3, bf16)
-GEMV(gemv_rms_f32, RMS, false, true, 4, float)
-GEMV(gemv_rms_s3_f32, RMS, false, true, 3, float)
-GEMV(gemv_f32, PLAIN, false, true, 4, float)
+GEMV(gemv_6_direct_bf16, PLAIN, false, false, 6, bf16)
+GEMV(gemv_6_direct_f32, PLAIN, false, false, 6, float)
+#define GEMV_STAGED(S)                                                                                      \
+    GEMV(gemv_##S##_bf16, PLAIN, false, true, S, bf16)                                                      \
+    GEMV(gemv_##S##_rms_bf16, RMS, false, true, S, bf16)                                                    \
+    GEMV(gemv_##S##_gated_bf16, GATED, false, true, S, bf16)                                                \
+    GEMV(gemv_##S##_rms_swiglu_bf16, RMS, true, true, S, bf16)                                              \
+    GEMV(gemv_##S##_rms_f32, RMS, false, true, S, float)
+GEMV_STAGED(3)
+GEMV_STAGED(4)
+GEMV_STAGED(5)

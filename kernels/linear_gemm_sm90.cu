@@ -16,7 +16,8 @@
 //        - SwiGLU: gate and up halves of one tile end in the same thread, the product is never stored wide;
 //        - results go through swizzled shared memory to TMA stores that drain behind the next tile.
 // Launch: 384 threads, cluster 2, grid 2 * min(66, pairs of tiles), dynamic smem GEMM_SMEM = 230656.
-//   Tensor maps bf16, 128-byte swizzle: x box 64 x 128 rows, W and W2 box 64 x 128 rows, out box 64 x 64.
+//   Tensor maps bf16, 128-byte swizzle: x box 64 x 128 rows, W and W2 box 64 x (tile / 2) rows, out 64 x 64.
+//   The number in a name is the tile's columns: 128 where 256 would leave clusters without work.
 #include "hopper.cuh"
 
 struct GemmArgs {
@@ -28,10 +29,8 @@ struct GemmArgs {
 };
 
 #if HOPPER
-constexpr int BM = 128, BN = 256, BK = 64, STAGES = 4;
-constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES;
-constexpr int OFF_OUT = STAGES * STAGE_BYTES, OUT_BYTES = 64 * 64 * 2, OFF_BAR = OFF_OUT + 4 * OUT_BYTES;
-constexpr int FULL = 0, EMPTY = 8 * STAGES;
+constexpr int BM = 128, BK = 64, A_BYTES = BM * BK * 2, OUT_BYTES = 64 * 64 * 2;
+constexpr int OFF_OUT = 196608, OFF_BAR = OFF_OUT + 4 * OUT_BYTES;
 constexpr int BAND = 8;  // pairs of row tiles in a band
 
 struct Walk {
@@ -43,14 +42,15 @@ struct Walk {
     }
 };
 
-template <bool SWIGLU>
+template <int BN, bool SWIGLU>
 DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const CUtensorMap* mo,
                  const GemmArgs& a) {
+    constexpr int B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES, STAGES = OFF_OUT / STAGE_BYTES;
+    constexpr int FULL = 0, EMPTY = 8 * STAGES, ACC = BN / 2;
     extern __shared__ uint8_t raw[];
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
     const uint32_t rank = cluster_rank();
     const int group = threadIdx.x >> 7;
-    pdl_launch();
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) mbar_init(bars + FULL + 8 * i, 1), mbar_init(bars + EMPTY + 8 * i, 4);
         mbar_init_fence();
@@ -58,6 +58,7 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
     }
     cluster_sync();
     pdl_wait();
+    pdl_launch();
     const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m;
     constexpr int TILE_N = SWIGLU ? BN / 2 : BN;
     Walk walk;
@@ -74,7 +75,7 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
                 walk.at(i, pair, col);
                 const int row = (2 * pair + rank) * BM;
                 const CUtensorMap* map = SWIGLU && rank ? mw2 : mw;
-                const int wrow = SWIGLU ? col * TILE_N : col * BN + rank * 128;
+                const int wrow = SWIGLU ? col * TILE_N : col * BN + rank * (BN / 2);
                 for (int k = 0; k < blocks_k; k++) {
                     const uint32_t full = bars + FULL + 8 * st, stage = smem + st * STAGE_BYTES;
                     mbar_wait(bars + EMPTY + 8 * st, phase);
@@ -93,21 +94,24 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
         auto release = [&](int st) {
             if (tid < 2) mbar_arrive_cluster(bars + EMPTY + 8 * st, tid);
         };
-        int st = 0, phase = 0;
+        const uint64_t desc_a = wgmma_desc(smem + which * (A_BYTES / 2), 0);
+        const uint64_t desc_b = wgmma_desc(smem + A_BYTES, 0);
+        int st = 0, phase = 0, turn = 0;
         for (int i = first; i < walk.total; i += stride) {
             int pair, col;
             walk.at(i, pair, col);
-            float acc[128];
+            float acc[ACC];
             int before = -1;
             for (int k = 0; k < blocks_k; k++) {
                 mbar_wait(bars + FULL + 8 * st, phase);
-                const uint32_t at = smem + st * STAGE_BYTES + which * (A_BYTES / 2);
-                const uint32_t bt = smem + st * STAGE_BYTES + A_BYTES;
-                wgmma_touch<128>(acc);
+                const uint64_t at = desc_a + (uint64_t)(st * (STAGE_BYTES >> 4));
+                const uint64_t bt = desc_b + (uint64_t)(st * (STAGE_BYTES >> 4));
+                wgmma_touch<ACC>(acc);
                 wgmma_fence();
 #pragma unroll
                 for (int j = 0; j < 4; j++)
-                    wgmma_n256_ss<0>(acc, wgmma_desc(at + 32 * j, 0), wgmma_desc(bt + 32 * j, 0), k + j > 0);
+                    if (BN == 256) wgmma_n256_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
+                    else wgmma_n128_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
                 wgmma_commit();
                 wgmma_wait<1>();
                 if (before >= 0) release(before);
@@ -115,14 +119,15 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
                 if (++st == STAGES) st = 0, phase ^= 1;
             }
             wgmma_wait<0>();
-            wgmma_touch<128>(acc);
+            wgmma_touch<ACC>(acc);
             release(before);
 
             const int row0 = (2 * pair + rank) * BM + which * 64, i0 = row0 + 16 * warp + g;
 #pragma unroll
             for (int q = 0; q < TILE_N / 64; q++) {
                 const int col0 = col * TILE_N + q * 64;
-                const uint32_t buf = out + (q & 1) * OUT_BYTES;
+                const uint32_t buf = out + turn * OUT_BYTES;
+                turn ^= 1;
                 if (tid == 0) tma_wait_read<1>();  // the store that used this buffer before has read it
                 named_sync(1 + which, 128);
                 float v[32];
@@ -134,7 +139,7 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
                         float s = acc[r + j] + (j & 1 ? b1 : b0);
-                        v[4 * n + j] = SWIGLU ? silu(s) * acc[(r + j + 64) & 127] : s;
+                        v[4 * n + j] = SWIGLU ? silu(s) * acc[(r + j + ACC / 2) % ACC] : s;
                     }
                     if (a.residual && c < a.n) {
                         const bf16* p = a.residual + (size_t)i0 * a.residual_stride + c;
@@ -162,17 +167,19 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
     }
     cluster_sync();
 }
-#define GEMM_BODY(SWIGLU) gemm<SWIGLU>(&mx, &mw, &mw2, &mo, a)
+#define GEMM_BODY(BN, SWIGLU) gemm<BN, SWIGLU>(&mx, &mw, &mw2, &mo, a)
 #else
-#define GEMM_BODY(SWIGLU) asm volatile("trap;")
+#define GEMM_BODY(BN, SWIGLU) asm volatile("trap;")
 #endif
 
-#define GEMM(NAME, SWIGLU)                                                                                  \
+#define GEMM(NAME, BN, SWIGLU)                                                                                  \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
              const __grid_constant__ CUtensorMap mw2, const __grid_constant__ CUtensorMap mo,               \
              const __grid_constant__ GemmArgs a) {                                                          \
-        GEMM_BODY(SWIGLU);                                                                                  \
+        GEMM_BODY(BN, SWIGLU);                                                                                 \
     }
-GEMM(gemm_sm90_bf16, false)
-GEMM(gemm_swiglu_sm90_bf16, true)
+GEMM(gemm_256_sm90_bf16, 256, false)
+GEMM(gemm_128_sm90_bf16, 128, false)
+GEMM(gemm_swiglu_256_sm90_bf16, 256, true)
+GEMM(gemm_swiglu_128_sm90_bf16, 128, true)

@@ -15,12 +15,13 @@
 // Ideas: - one block walks one head through its sequence, the state stays in registers: no intermediate
 //          tensor is written, five kernels of the usual chain become one;
 //        - roles: two warpgroups compute outputs of alternate chunks, a third carries the state and
-//          publishes it as bf16 in shared memory, one warp copies (TMA, four stages), one warp makes
-//          dt, its cumulative sum and the decays;
-//        - C B^T, C H, M X and x B all on wgmma; M and the weighted x^T go in from registers;
+//          publishes it as bf16 in shared memory, one warp copies (TMA, four stages), three warps
+//          make dt, its cumulative sum and the decays of chunks in turn;
+//        - C B^T, C H, M X and x B all on wgmma; M (D on its diagonal) and the weighted x^T go in
+//          from registers; an exponential per element only in the 16 x 16 blocks on the diagonal;
 //        - one smem tile of B serves both as K-major (scores) and MN-major (state) operand;
 //        - blocks of a cluster are neighbouring heads: each copies its part of B and C to all of them.
-// Launch: 512 threads, grid (heads, sequences), cluster (1, 2 or 4 by name), dynamic smem SSD_SMEM = 219392.
+// Launch: 512 threads, grid (heads, sequences), cluster (1, 2 or 4 by name), dynamic smem SSD_SMEM = 220416.
 //   Heads of one cluster must share a group. Tensor maps: bf16, box 64 columns x 64 rows, 128-byte swizzle.
 #include "hopper.cuh"
 
@@ -43,11 +44,15 @@ struct SsdArgs {
 constexpr int Q = 64, STAGES = 4, HALF = 8192, STAGE_BYTES = 5 * HALF;
 constexpr int OFF_X = 0, OFF_B = HALF, OFF_C = 3 * HALF;
 constexpr int OFF_H = STAGES * STAGE_BYTES, OFF_Y = OFF_H + 4 * HALF, OFF_V = OFF_Y + 2 * HALF;
-constexpr int V_BYTES = 4 * Q * 4, OFF_BAR = OFF_V + STAGES * V_BYTES;
+constexpr int V_BYTES = 6 * Q * 4, OFF_BAR = OFF_V + STAGES * V_BYTES;
 constexpr int FULL = 0, EMPTY = 8 * STAGES, HFULL = 16 * STAGES, HEMPTY = HFULL + 16;
 
-// Per token of a chunk, in the shared memory of a stage: four rows of 64 floats.
-enum { CUM = 0, DT = 1, EXP_CUM = 2, WEIGHT = 3 };
+constexpr int DT_WARPS = 3;
+
+// Per token of a chunk, in the shared memory of a stage, rows of 64 floats. CUM: running sum of dt A log2 e;
+// EXP_CUM: 2^CUM; WEIGHT: dt times the decay to the chunk's end; LEFT (96 floats): for the warp of rows
+// 16w.. (w = 1, 2, 3), at 8 w (w - 1), dt of token j < 16 w times its decay to row 16 w.
+enum { CUM = 0, DT = 1, EXP_CUM = 2, WEIGHT = 3, LEFT = 4 };
 
 struct Chunks {
     int start, off, len, n;  // row of position 0 of chunk 0 is start - off
@@ -56,22 +61,25 @@ struct Chunks {
     DEVICE_MEMBER int hi(int c) const { return min(Q, off + len - c * Q); }
 };
 
-// dt, its running sum (times log2 e), and the decays of one chunk at a time, by one warp.
-DEVICE void dt_warp(const SsdArgs& a, const Chunks& ch, uint8_t* smem, uint32_t bars, int head) {
+// dt, its running sum (times log2 e), and the decays of every DT_WARPS-th chunk, by one warp. The chain of
+// one chunk is long (softplus, a scan of shuffles), chunks are independent: several warps take turns.
+DEVICE void dt_warp(const SsdArgs& a, const Chunks& ch, uint8_t* smem, uint32_t bars, int head, int which) {
     const int lane = threadIdx.x & 31, i = 2 * lane;
     const float slope = -__expf(a.a_log[head]) * LOG2E, bias = a.dt_bias[head];
-    auto fetch = [&](int c, float* v) {
+    const uint16_t* dt = (const uint16_t*)a.dt + head;
+    auto fetch = [&](int c, uint32_t* v) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             bool valid = i + j >= ch.lo(c) && i + j < ch.hi(c);
-            v[j] = valid ? to_f32(a.dt[(size_t)(ch.row(c) + i + j) * a.dt_stride + head]) : 0.0f;
+            v[j] = valid ? __ldg(dt + (ptrdiff_t)(ch.row(c) + i + j) * a.dt_stride) : 0;
         }
     };
-    float raw[2], next[2] = {0, 0};
-    fetch(0, raw);
-    for (int c = 0; c < ch.n; c++) {
+    uint32_t ahead[2] = {0, 0};  // raw dt of the next turn: converted only when it is due
+    if (which < ch.n) fetch(which, ahead);
+    for (int c = which; c < ch.n; c += DT_WARPS) {
         const int st = c % STAGES;
-        if (c + 1 < ch.n) fetch(c + 1, next);
+        const float raw[2] = {__uint_as_float(ahead[0] << 16), __uint_as_float(ahead[1] << 16)};
+        if (c + DT_WARPS < ch.n) fetch(c + DT_WARPS, ahead);
         float d[2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
@@ -96,8 +104,15 @@ DEVICE void dt_warp(const SsdArgs& a, const Chunks& ch, uint8_t* smem, uint32_t 
         *(float2*)(v + WEIGHT * Q + i) = make_float2(fast_exp2(fminf(last - c0, 0)) * d[0],
                                                      fast_exp2(fminf(last - c1, 0)) * d[1]);
         __syncwarp();
+#pragma unroll
+        for (int w = 1; w < 4; w++) {
+            const float ref = v[CUM * Q + 16 * w];
+            if (i < 16 * w)
+                *(float2*)(v + LEFT * Q + 8 * w * (w - 1) + i) = make_float2(
+                    fast_exp2(fminf(ref - c0, 0)) * d[0], fast_exp2(fminf(ref - c1, 0)) * d[1]);
+        }
+        __syncwarp();
         if (lane == 0) mbar_arrive(bars + FULL + 8 * st);
-        raw[0] = next[0], raw[1] = next[1];
     }
 }
 
@@ -123,39 +138,32 @@ DEVICE void state_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8
         acc[4 * n] = u.x, acc[4 * n + 1] = u.y, acc[4 * n + 2] = v.x, acc[4 * n + 3] = v.y;
     }
     const int mat = lane >> 3, r8 = lane & 7;
-    for (int c = 0; c < ch.n; c++) {
-        const int st = c % STAGES, b = c & 1;
+    const int row = 16 * warp + (mat & 1) * 8 + r8;
+    float decay = 0;
+    // x^T of a chunk, weighted, as operand A; made while the step before is on the tensor cores.
+    auto prepare = [&](int c, uint32_t (&frag)[4][4]) {
+        const int st = c % STAGES, lo = ch.lo(c), hi = ch.hi(c);
         const uint32_t stage = smem + st * STAGE_BYTES;
         mbar_wait(bars + FULL + 8 * st, (c / STAGES) & 1);
-        const int lo = ch.lo(c), hi = ch.hi(c);
         if (lo > 0 || hi < Q) {  // rows of others become zeros, so that 0 * NaN cannot happen
             for (int i = tid; i < Q * 24; i += 128) {
-                int row = i / 24, piece = i % 24;
-                if (row < lo || row >= hi)
-                    *(uint4*)(generic + st * STAGE_BYTES + (piece >> 3) * HALF + row * 128 + (piece & 7) * 16) =
+                int r = i / 24, piece = i % 24;
+                if (r < lo || r >= hi)
+                    *(uint4*)(generic + st * STAGE_BYTES + (piece >> 3) * HALF + r * 128 + (piece & 7) * 16) =
                         make_uint4(0, 0, 0, 0);
             }
+            fence_async_smem();
+            named_sync(3, 128);
         }
-        mbar_wait(bars + HEMPTY + 8 * b, ((c >> 1) & 1) ^ 1);
-        const uint32_t h = smem + OFF_H + b * 2 * HALF;
-        const int row = 16 * warp + (mat & 1) * 8 + r8;
-#pragma unroll
-        for (int n = 0; n < 16; n += 2) {
-            int piece = n + (mat >> 1);
-            uint32_t dst = h + (piece >> 3) * HALF + row * 128 + (((piece & 7) ^ r8) << 4);
-            stmatrix4(dst, pack_bf16(acc[4 * n], acc[4 * n + 1]), pack_bf16(acc[4 * n + 2], acc[4 * n + 3]),
-                      pack_bf16(acc[4 * n + 4], acc[4 * n + 5]), pack_bf16(acc[4 * n + 6], acc[4 * n + 7]));
-        }
-        fence_async_smem();
-        mbar_arrive(bars + HFULL + 8 * b);
-        named_sync(3, 128);  // zeroed rows are everybody's
         const float* v = (const float*)(generic + OFF_V + st * V_BYTES);
-        const float decay = v[EXP_CUM * Q + Q - 1];
-        uint32_t frag[4][4];
+        decay = v[EXP_CUM * Q + Q - 1];
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             int token = 16 * k + r8 + (mat >> 1) * 8, piece = 2 * warp + (mat & 1);
-            ldmatrix4_trans(frag[k], stage + OFF_X + token * 128 + ((piece ^ (token & 7)) << 4));
+            ldmatrix4_trans(frag[k], stage + OFF_X + token * 128 + ((piece ^ r8) << 4));
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
             float2 w0 = *(const float2*)(v + WEIGHT * Q + 16 * k + 2 * t);
             float2 w1 = *(const float2*)(v + WEIGHT * Q + 16 * k + 2 * t + 8);
 #pragma unroll
@@ -164,17 +172,43 @@ DEVICE void state_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8
                 frag[k][j] = pack_bf16(bf_lo(frag[k][j]) * w.x, bf_hi(frag[k][j]) * w.y);
             }
         }
+    };
+    auto publish = [&](int c) {
+        const int b = c & 1;
+        mbar_wait(bars + HEMPTY + 8 * b, ((c >> 1) & 1) ^ 1);
+        const uint32_t h = smem + OFF_H + b * 2 * HALF + row * 128;
+#pragma unroll
+        for (int n = 0; n < 16; n += 2) {
+            const int piece = n + (mat >> 1);
+            stmatrix4(h + (n >> 3) * HALF + (((piece & 7) ^ r8) << 4), pack_bf16(acc[4 * n], acc[4 * n + 1]),
+                      pack_bf16(acc[4 * n + 2], acc[4 * n + 3]), pack_bf16(acc[4 * n + 4], acc[4 * n + 5]),
+                      pack_bf16(acc[4 * n + 6], acc[4 * n + 7]));
+        }
+        fence_async_smem();
+        release<1>(bars + HFULL + 8 * b);
+    };
+    auto step = [&](int c, uint32_t (&now)[4][4], uint32_t (&next)[4][4]) {
+        const int st = c % STAGES;
+        const uint64_t desc = wgmma_desc(smem + st * STAGE_BYTES + OFF_B, HALF);
 #pragma unroll
         for (int i = 0; i < 64; i++) acc[i] *= decay;
         wgmma_touch<64>(acc);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            wgmma_n128_rs<1>(acc, frag[k], wgmma_desc(stage + OFF_B + k * 2048, HALF), 1);
+        for (int k = 0; k < 4; k++) wgmma_n128_rs<1>(acc, now[k], desc + k * 128, 1);
         wgmma_commit();
+        if (c + 1 < ch.n) prepare(c + 1, next);
         wgmma_wait<0>();
         wgmma_touch<64>(acc);
         release<CL>(bars + EMPTY + 8 * st);
+        if (c + 1 < ch.n) publish(c + 1);
+    };
+    uint32_t even[4][4], odd[4][4];
+    prepare(0, even);
+    publish(0);
+    for (int c = 0; c < ch.n; c += 2) {
+        step(c, even, odd);
+        if (c + 1 < ch.n) step(c + 1, odd, even);
     }
 #pragma unroll
     for (int n = 0; n < 16; n++) {
@@ -191,86 +225,89 @@ DEVICE void output_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint
     const int mat = lane >> 3, r8 = lane & 7, i0 = 16 * warp + g, i1 = i0 + 8;
     const float skip = a.d[head];
     const uint32_t h = smem + OFF_H + which * 2 * HALF, ybuf = smem + OFF_Y + which * HALF;
+    const uint64_t desc_h = wgmma_desc(h, 0);
+    const int row = 16 * warp + (mat & 1) * 8 + r8;
     for (int c = which; c < ch.n; c += 2) {
-        const int st = c % STAGES;
+        const int st = c % STAGES, phase = (c >> 1) & 1;
         const uint32_t stage = smem + st * STAGE_BYTES;
         const int lo = ch.lo(c), hi = ch.hi(c);
+        const uint64_t desc_c = wgmma_desc(stage + OFF_C, 0), desc_b = wgmma_desc(stage + OFF_B, 0);
         float s[32], y[32];
         mbar_wait(bars + FULL + 8 * st, (c / STAGES) & 1);
+        if (lo > 0 || hi < Q) mbar_wait(bars + HFULL + 8 * which, phase);  // rows of others are zeros by then
         wgmma_touch<32>(s);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 8; k++) {
-            uint32_t at = (k >> 2) * HALF + (k & 3) * 32;
-            wgmma_n64_ss<0>(s, wgmma_desc(stage + OFF_C + at, 0), wgmma_desc(stage + OFF_B + at, 0), k > 0);
+            const int at = ((k >> 2) * HALF + (k & 3) * 32) >> 4;
+            wgmma_n64_ss<0>(s, desc_c + at, desc_b + at, k > 0);
         }
         wgmma_commit();
-        mbar_wait(bars + HFULL + 8 * which, (c >> 1) & 1);
+        mbar_wait(bars + HFULL + 8 * which, phase);
         wgmma_touch<32>(y);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 8; k++) {
-            uint32_t at = (k >> 2) * HALF + (k & 3) * 32;
-            wgmma_n64_ss<0>(y, wgmma_desc(stage + OFF_C + at, 0), wgmma_desc(h + at, 0), k > 0);
+            const int at = ((k >> 2) * HALF + (k & 3) * 32) >> 4;
+            wgmma_n64_ss<0>(y, desc_c + at, desc_h + at, k > 0);
         }
         wgmma_commit();
         const float* v = (const float*)(generic + OFF_V + st * V_BYTES);
-        const float cum0 = v[CUM * Q + i0], cum1 = v[CUM * Q + i1];
+        const float cum0 = v[CUM * Q + i0], cum1 = v[CUM * Q + i1], ref = v[CUM * Q + 16 * warp];
         const float e0 = v[EXP_CUM * Q + i0], e1 = v[EXP_CUM * Q + i1];
+        const float g0 = fast_exp2(fminf(cum0 - ref, 0)), g1 = fast_exp2(fminf(cum1 - ref, 0));
+        const float* left = v + LEFT * Q + 8 * warp * (warp - 1) + 2 * t;
         wgmma_wait<1>();
         wgmma_touch<32>(s);
         uint32_t frag[4][4];
+        // Left of the diagonal block the decay is a product of a row's and a column's factor, both at most 1;
+        // in the block it is taken whole. D joins the diagonal.
 #pragma unroll
         for (int n = 0; n < 8; n++) {
-            const int j = 8 * n + 2 * t;
-            float2 cj = *(const float2*)(v + CUM * Q + j), dj = *(const float2*)(v + DT * Q + j);
-            const bool k0 = j >= lo && j < hi, k1 = j + 1 >= lo && j + 1 < hi;
-            float m0 = j <= i0 && k0 ? s[4 * n] * fast_exp2(fminf(cum0 - cj.x, 0)) * dj.x : 0.0f;
-            float m1 = j + 1 <= i0 && k1 ? s[4 * n + 1] * fast_exp2(fminf(cum0 - cj.y, 0)) * dj.y : 0.0f;
-            float m2 = j <= i1 && k0 ? s[4 * n + 2] * fast_exp2(fminf(cum1 - cj.x, 0)) * dj.x : 0.0f;
-            float m3 = j + 1 <= i1 && k1 ? s[4 * n + 3] * fast_exp2(fminf(cum1 - cj.y, 0)) * dj.y : 0.0f;
-            frag[n >> 1][(n & 1) * 2] = pack_bf16(m0, m1);
-            frag[n >> 1][(n & 1) * 2 + 1] = pack_bf16(m2, m3);
+            uint32_t f0 = 0, f1 = 0;
+            if (n < 2 * warp) {
+                const float2 l = *(const float2*)(left + 8 * n);
+                f0 = pack_bf16(s[4 * n] * (l.x * g0), s[4 * n + 1] * (l.y * g0));
+                f1 = pack_bf16(s[4 * n + 2] * (l.x * g1), s[4 * n + 3] * (l.y * g1));
+            } else if (n < 2 * warp + 2) {
+                const int j = 8 * n + 2 * t;
+                const float2 cj = *(const float2*)(v + CUM * Q + j), dj = *(const float2*)(v + DT * Q + j);
+                float m0 = j <= i0 ? s[4 * n] * fast_exp2(fminf(cum0 - cj.x, 0)) * dj.x : 0.0f;
+                float m1 = j + 1 <= i0 ? s[4 * n + 1] * fast_exp2(fminf(cum0 - cj.y, 0)) * dj.y : 0.0f;
+                float m2 = j <= i1 ? s[4 * n + 2] * fast_exp2(fminf(cum1 - cj.x, 0)) * dj.x : 0.0f;
+                float m3 = j + 1 <= i1 ? s[4 * n + 3] * fast_exp2(fminf(cum1 - cj.y, 0)) * dj.y : 0.0f;
+                m0 += j == i0 ? skip : 0.0f, m1 += j + 1 == i0 ? skip : 0.0f;
+                m2 += j == i1 ? skip : 0.0f, m3 += j + 1 == i1 ? skip : 0.0f;
+                f0 = pack_bf16(m0, m1), f1 = pack_bf16(m2, m3);
+            }
+            frag[n >> 1][(n & 1) * 2] = f0, frag[n >> 1][(n & 1) * 2 + 1] = f1;
         }
         wgmma_wait<0>();
         wgmma_touch<32>(y);
-        mbar_arrive(bars + HEMPTY + 8 * which);
+        release<1>(bars + HEMPTY + 8 * which);
 #pragma unroll
         for (int n = 0; n < 8; n++) y[4 * n] *= e0, y[4 * n + 1] *= e0, y[4 * n + 2] *= e1, y[4 * n + 3] *= e1;
+        const uint64_t desc_x = wgmma_desc(stage + OFF_X, HALF);
         wgmma_touch<32>(y);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            wgmma_n64_rs<1>(y, frag[k], wgmma_desc(stage + OFF_X + k * 2048, HALF), 1);
+        for (int k = 0; k < 4; k++) wgmma_n64_rs<1>(y, frag[k], desc_x + k * 128, 1);
         wgmma_commit();
-        uint32_t x0[8], x1[8];
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            x0[n] = lds32(stage + OFF_X + i0 * 128 + ((n ^ (i0 & 7)) << 4) + t * 4);
-            x1[n] = lds32(stage + OFF_X + i1 * 128 + ((n ^ (i1 & 7)) << 4) + t * 4);
-        }
         wgmma_wait<0>();
         wgmma_touch<32>(y);
-        release<CL>(bars + EMPTY + 8 * st);
-        __syncwarp();  // the warp's last read of ybuf is done
-        const int row = 16 * warp + (mat & 1) * 8 + r8;
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            y[4 * n] += skip * bf_lo(x0[n]), y[4 * n + 1] += skip * bf_hi(x0[n]);
-            y[4 * n + 2] += skip * bf_lo(x1[n]), y[4 * n + 3] += skip * bf_hi(x1[n]);
-        }
+        release<CL>(bars + EMPTY + 8 * st);  // also: the warp's last read of ybuf is done
 #pragma unroll
         for (int n = 0; n < 8; n += 2)
             stmatrix4(ybuf + row * 128 + (((n + (mat >> 1)) ^ r8) << 4), pack_bf16(y[4 * n], y[4 * n + 1]),
                       pack_bf16(y[4 * n + 2], y[4 * n + 3]), pack_bf16(y[4 * n + 4], y[4 * n + 5]),
                       pack_bf16(y[4 * n + 6], y[4 * n + 7]));
         __syncwarp();
+        bf16* out = a.y + (ptrdiff_t)ch.row(c) * a.y_stride + head * 64 + (lane & 7) * 8;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            int i = 16 * warp + 4 * k + (lane >> 3), piece = lane & 7;
-            uint4 out = lds128(ybuf + i * 128 + ((piece ^ (i & 7)) << 4));
-            if (i >= lo && i < hi)
-                *(uint4*)(a.y + (size_t)(ch.row(c) + i) * a.y_stride + head * 64 + piece * 8) = out;
+            const int i = 16 * warp + 4 * k + (lane >> 3);
+            uint4 o = lds128(ybuf + i * 128 + (((lane & 7) ^ (i & 7)) << 4));
+            if (i >= lo && i < hi) *(uint4*)(out + (ptrdiff_t)i * a.y_stride) = o;
         }
     }
 }
@@ -303,17 +340,17 @@ DEVICE void ssd(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap*
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
     uint8_t* generic = raw + (smem - smem_addr(raw));
     const int head = blockIdx.x, seq = blockIdx.y;
-    pdl_launch();
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             mbar_init(bars + FULL + 8 * i, 2);
             mbar_init(bars + EMPTY + 8 * i, 8 * CL);
         }
-        for (int i = 0; i < 2; i++) mbar_init(bars + HFULL + 8 * i, 128), mbar_init(bars + HEMPTY + 8 * i, 128);
+        for (int i = 0; i < 2; i++) mbar_init(bars + HFULL + 8 * i, 4), mbar_init(bars + HEMPTY + 8 * i, 4);
         mbar_init_fence();
         tma_prefetch_map(mx), tma_prefetch_map(mb), tma_prefetch_map(mc);
     }
     pdl_wait();
+    pdl_launch();
     Chunks ch;
     ch.start = a.seq_start[seq];
     ch.len = a.seq_start[seq + 1] - ch.start;
@@ -325,15 +362,20 @@ DEVICE void ssd(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap*
     else __syncthreads();
     const int group = threadIdx.x >> 7, warp = threadIdx.x >> 5;
     if (group < 2) {
+        regs_grow<152>();
         output_group<CL>(a, ch, smem, generic, bars, head, group);
     } else if (group == 2) {
+        regs_grow<152>();
         float* state = a.state + a.slots[seq] * a.slot_stride + (size_t)head * 64 * 128;
         state_group<CL>(a, ch, smem, generic, bars, state, past > 0);
-    } else if (warp == 12) {
-        if ((threadIdx.x & 31) == 0) copy_warp<CL>(mx, mb, mc, ch, smem, bars, head, head / (a.heads / a.groups));
+    } else {
+        regs_shrink<56>();
+        if (threadIdx.x == 12 * 32) {
+            copy_warp<CL>(mx, mb, mc, ch, smem, bars, head, head / (a.heads / a.groups));
+        } else if (warp > 12) {
+            dt_warp(a, ch, generic, bars, head, warp - 13);
+        }
         __syncwarp();
-    } else if (warp == 13) {
-        dt_warp(a, ch, generic, bars, head);
     }
     if (CL > 1) cluster_sync();  // nobody leaves while a neighbour may still write here
 }

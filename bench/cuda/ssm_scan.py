@@ -5,7 +5,7 @@ import torch
 import driver as d
 
 M = d.Module("ssm_scan_sm90")
-SMEM = 219392
+SMEM = 220416
 
 
 class Args(C.Structure):

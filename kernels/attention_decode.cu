@@ -1,0 +1,219 @@
+// attention of one query a sequence over its pages: split over the keys in fixed spans, combined in order.
+//
+// Contract: q (batch, heads*128) bf16; pages bf16 [page][kv_head][64][128], k and v apart; sequence b attends
+//   to positions 0 .. past_len[b] (its own key is in the pages already). out (batch, heads*128) bf16.
+//   Spans of 512 keys from position 0, a page a warp: a row's bits depend on nothing but its sequence.
+//   Work space: `partial` f32 (batch, heads, max_splits, 132) and `arrived` u32 (batch, kv_heads), zeros
+//   before the first launch, left as zeros. heads / kv_heads is 1, 2, 4 or 8.
+//
+// Bytes: kv_heads * 512 a key. Floor: that over the read bandwidth.
+// Ideas: - every thread copies the 16-byte pieces that it needs itself into its own ring in shared memory
+//          (cp.async, as in linear_decode): 96 KB a block always in flight, k running on into v, no barrier;
+//        - scores on tensor cores: a piece of a key's row is a B fragment of mma.m16n8k16 once the channels
+//          of q are permuted the same way; values half a warp a row, probabilities from shared memory;
+//        - all heads of a group share one pass over k and v;
+//        - pages before the last are asked for before the kernel in front is waited for: it (rope_append)
+//          writes only the last position, and must not write past_len or pages;
+//        - the last block of a group to arrive combines: no second launch.
+// Launch: 256 threads, grid (max_splits, kv_heads, batch), dynamic smem 98304.
+#include "common.cuh"
+
+struct DecodeAttentionArgs {
+    const bf16* q;
+    const bf16* k_pages;
+    const bf16* v_pages;
+    bf16* out;
+    float* partial;
+    uint32_t* arrived;
+    const uint32_t* past_len;
+    const uint32_t* pages;
+    long long page_stride;  // elements
+    int heads, kv_heads, q_stride, out_stride, max_pages, max_splits;
+    float scale;
+};
+
+constexpr int HD = 128, PAGE = 64, WARPS = 8, SPAN = WARPS * PAGE, RECORD = HD + 4;
+
+constexpr int SLOTS = 6, STEPS = 16, STEP_BYTES = 2048;  // a step: 8 keys' k, then 8 keys' v
+
+template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
+    extern __shared__ __align__(128) uint8_t smem[];  // the rings; then the warps' sums; then span factors
+    __shared__ __align__(16) float probs_all[WARPS * REP * PAGE];
+    __shared__ float ms[WARPS][REP], ls[WARPS][REP], dens[REP];
+    __shared__ uint32_t place;
+    const int split = blockIdx.x, kv = blockIdx.y, b = blockIdx.z;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int half = lane >> 4, c8 = (lane & 15) * 8;
+    const int keys = a.past_len[b] + 1, splits = (keys + SPAN - 1) / SPAN;
+    const int page = split * WARPS + warp, first = page * PAGE;
+    const bool active = first < keys, early = first + PAGE < keys;
+    const bf16 *kp = a.k_pages, *vp = a.v_pages;
+    if (active) {
+        const size_t at = (size_t)a.pages[(size_t)b * a.max_pages + page] * a.page_stride + (size_t)kv * PAGE * HD;
+        kp += at + g * HD + t * 8, vp += at + half * HD + c8;
+    }
+    const uint32_t ring = smem_addr(smem) + warp * SLOTS * STEP_BYTES + lane * 16;
+    auto copy = [&](int step) {
+        if (step < STEPS) {
+            const uint32_t dst = ring + (step % SLOTS) * STEP_BYTES;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                cp_async16(dst + i * 512,
+                           step < 8 ? kp + step * 8 * HD + i * 32 : vp + ((step - 8) * 8 + 2 * i) * HD, true);
+        }
+        cp_async_commit();
+    };
+    if (early)
+#pragma unroll
+        for (int i = 0; i < SLOTS - 1; i++) copy(i);
+    pdl_wait();
+    pdl_launch();
+    if (split >= splits) return;
+    const float scale = a.scale * LOG2E;
+    float m = -INFINITY, l = 0, o[REP][8];
+#pragma unroll
+    for (int r = 0; r < REP; r++)
+#pragma unroll
+        for (int e = 0; e < 8; e++) o[r][e] = 0;
+    float* probs = probs_all + warp * REP * PAGE;  // [key][REP]
+    if (active) {
+        if (!early)
+#pragma unroll
+            for (int i = 0; i < SLOTS - 1; i++) copy(i);
+        uint4 q[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            q[i] = make_uint4(0, 0, 0, 0);
+            if (g < REP) q[i] = load_cg(a.q + (size_t)b * a.q_stride + (kv * REP + g) * HD + i * 32 + t * 8);
+        }
+        float s[8][2];
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            cp_async_wait<SLOTS - 2>();
+            uint4 k[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) k[i] = lds128(ring + (n % SLOTS) * STEP_BYTES + i * 512);
+            copy(n + SLOTS - 1);
+            float c[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                mma_bf16(c, q[i].x, 0, q[i].y, 0, k[i].x, k[i].y);
+                mma_bf16(c, q[i].z, 0, q[i].w, 0, k[i].z, k[i].w);
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                s[n][j] = first + 8 * n + 2 * t + j < keys ? c[j] : -INFINITY;
+                m = fmaxf(m, s[n][j]);
+            }
+        }
+        m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
+        m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float p = fast_exp2((s[n][j] - m) * scale);
+                l += p;
+                if (g < REP) probs[(8 * n + 2 * t + j) * REP + g] = p;
+            }
+        l += __shfl_xor_sync(~0u, l, 1);
+        l += __shfl_xor_sync(~0u, l, 2);
+        __syncwarp();
+#pragma unroll
+        for (int n = 8; n < STEPS; n++) {
+            cp_async_wait<SLOTS - 2>();
+            uint4 v[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) v[i] = lds128(ring + (n % SLOTS) * STEP_BYTES + i * 512);
+            copy(n + SLOTS - 1);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float e[8];
+                unpack8(v[i], e);
+                const float* p = probs + ((n - 8) * 8 + 2 * i + half) * REP;
+#pragma unroll
+                for (int r = 0; r < REP; r++)
+#pragma unroll
+                    for (int x = 0; x < 8; x++) o[r][x] += p[r] * e[x];
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < REP; r++)
+#pragma unroll
+            for (int x = 0; x < 8; x++) o[r][x] += __shfl_xor_sync(~0u, o[r][x], 16);
+    }
+    if (t == 0 && g < REP) ms[warp][g] = m, ls[warp][g] = l;
+    __syncthreads();  // the rings are used up
+    float* sums = (float*)smem;
+    if (half == 0)
+#pragma unroll
+        for (int r = 0; r < REP; r++)
+#pragma unroll
+            for (int x = 0; x < 8; x += 4)
+                *(float4*)(sums + (warp * REP + r) * HD + c8 + x) =
+                    make_float4(o[r][x], o[r][x + 1], o[r][x + 2], o[r][x + 3]);
+    __syncthreads();
+    // The block's sum, in warp order; then the group's, in span order, by whichever block arrives last.
+    for (int i = threadIdx.x; i < REP * HD; i += WARPS * 32) {
+        const int r = i / HD, c = i % HD, head = kv * REP + r;
+        float top = ms[0][r], sum = 0, den = 0;  // the first warp's page is never empty
+#pragma unroll
+        for (int w = 1; w < WARPS; w++) top = fmaxf(top, ms[w][r]);
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            const float f = fast_exp2((ms[w][r] - top) * scale);
+            sum += f * sums[(w * REP + r) * HD + c], den += f * ls[w][r];
+        }
+        if (splits == 1) {
+            a.out[(size_t)b * a.out_stride + head * HD + c] = __float2bfloat16_rn(sum / den);
+        } else {
+            float* rec = a.partial + ((size_t)(b * a.heads + head) * a.max_splits + split) * RECORD;
+            rec[c] = sum;
+            if (c == 0) rec[HD] = top, rec[HD + 1] = den;
+        }
+    }
+    if (splits == 1) return;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) place = atomicAdd(a.arrived + b * a.kv_heads + kv, 1);
+    __syncthreads();
+    if (place != (uint32_t)splits - 1) return;
+    __threadfence();
+    const float* records = a.partial + (size_t)(b * a.heads + kv * REP) * a.max_splits * RECORD;
+    float* factors = (float*)smem;  // [REP][splits]
+    for (int r = warp; r < REP; r += WARPS) {
+        const float* rec = records + (size_t)r * a.max_splits * RECORD + HD;
+        float top = -INFINITY, den = 0;
+        for (int s = lane; s < splits; s += 32) top = fmaxf(top, __ldcg(rec + (size_t)s * RECORD));
+        top = warp_max(top);
+        for (int s = lane; s < splits; s += 32) {
+            const float f = fast_exp2((__ldcg(rec + (size_t)s * RECORD) - top) * scale);
+            factors[r * splits + s] = f, den += f * __ldcg(rec + (size_t)s * RECORD + 1);
+        }
+        den = warp_sum(den);
+        if (lane == 0) dens[r] = den;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < REP * HD / 2; i += WARPS * 32) {
+        const int r = i / (HD / 2), c = i % (HD / 2) * 2, head = kv * REP + r;
+        const float* rec = records + (size_t)r * a.max_splits * RECORD + c;
+        float x = 0, y = 0;
+#pragma unroll 16
+        for (int s = 0; s < splits; s++) {
+            const float2 v = __ldcg((const float2*)(rec + (size_t)s * RECORD));
+            x += factors[r * splits + s] * v.x, y += factors[r * splits + s] * v.y;
+        }
+        *(uint32_t*)(a.out + (size_t)b * a.out_stride + head * HD + c) = pack_bf16(x / dens[r], y / dens[r]);
+    }
+    if (threadIdx.x == 0) a.arrived[b * a.kv_heads + kv] = 0;
+}
+
+#define DECODE(REP)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256, REP < 8 ? 2 : 1)                                      \
+        attention_decode_##REP##_bf16(const __grid_constant__ DecodeAttentionArgs a) {                      \
+        decode_attention<REP>(a);                                                                           \
+    }
+DECODE(1)
+DECODE(2)
+DECODE(4)
+DECODE(8)

@@ -1,0 +1,152 @@
+// causal_conv1d over packed sequences, bf16, with bias and SiLU; its state; its one-token update.
+//
+// Contract: out(t,c) = act(bias(c) + sum_j w(c,j) * in(t - W + 1 + j, c)), in f32, j upwards; inputs before
+//   a sequence's start come from conv_state where past_len > 0, else they are zeros. W <= 4, C a multiple
+//   of 8, rows of 16-byte multiples. seq_of_token, seq_start, past_len and slots as in the step buffer.
+//   conv_state f32 [slot][W][C] keeps the last W inputs: position p at entry p mod W (see ssm_update.cu).
+//   `conv1d_state` must run after `conv1d` (it overwrites what conv1d reads): one thread a channel.
+//
+// Bytes: T*C*2 in, T*C*2 out. Floor: that over the copy bandwidth.
+// Ideas: - a thread owns 8 neighbouring channels (16-byte accesses) and slides a window of W inputs in
+//          registers over RUN tokens: each input is read once, but for W - 1 of RUN from L2;
+//        - inputs of the next 8 tokens are in flight while 8 are computed;
+//        - sequence edges cost one comparison a token; the window is reloaded only there.
+// Launch: conv1d 128 threads, grid (ceil(C/1024), ceil(T/RUN)); conv1d_state 256, (ceil(C/256), sequences);
+//   conv1d_update 256, (ceil(C/256), batch).
+#include "common.cuh"
+
+struct ConvArgs {
+    const bf16* x;
+    bf16* out;
+    const float* w;     // (C,W)
+    const float* bias;  // (C) or null
+    float* state;
+    const uint32_t* seq_of_token;
+    const uint32_t* seq_start;
+    const uint32_t* past_len;
+    const uint32_t* slots;
+    const uint32_t* rows_ptr;  // null: rows
+    long long slot_stride;     // floats
+    int rows, channels, x_stride, out_stride, activation;
+};
+
+constexpr int RUN = 32, AHEAD = 8;
+
+// The input k = 1, 2, 3 positions before the first row of sequence s.
+DEVICE void before_start(const ConvArgs& a, int s, int k, int width, int c, float* v) {
+    const int past = a.past_len[s];
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = 0;
+    if (past < k) return;
+    const float* p = a.state + a.slots[s] * a.slot_stride + (size_t)((past - k) % width) * a.channels + c;
+    const float4 u = *(const float4*)p, w = *(const float4*)(p + 4);
+    v[0] = u.x, v[1] = u.y, v[2] = u.z, v[3] = u.w, v[4] = w.x, v[5] = w.y, v[6] = w.z, v[7] = w.w;
+}
+
+template <int W> DEVICE void conv1d(const ConvArgs& a) {
+    const int c = (blockIdx.x * 128 + threadIdx.x) * 8, t0 = blockIdx.y * RUN;
+    float w[W][8], bias[8], win[W - 1][8];
+    if (c < a.channels) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            bias[i] = a.bias ? a.bias[c + i] : 0.0f;
+#pragma unroll
+            for (int j = 0; j < W; j++) w[j][i] = a.w[(c + i) * W + j];
+        }
+    }
+    pdl_wait();
+    pdl_launch();
+    const int rows = a.rows_ptr ? (int)*a.rows_ptr : a.rows, end = min(t0 + RUN, rows);
+    if (c >= a.channels || t0 >= rows) return;
+    int seq = a.seq_of_token[t0], start = a.seq_start[seq], next = a.seq_start[seq + 1];
+    const bf16* x = a.x + c;
+#pragma unroll
+    for (int k = 1; k < W; k++) {
+        if (t0 - k >= start) load8(x + (size_t)(t0 - k) * a.x_stride, win[W - 1 - k]);
+        else before_start(a, seq, k - (t0 - start), W, c, win[W - 1 - k]);
+    }
+    uint4 in[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+        if (t0 + i < end) in[i] = load_cg(x + (size_t)(t0 + i) * a.x_stride);
+    for (int t = t0; t < end; t += AHEAD) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (t + i >= end) break;
+            if (t + i == next) {
+                do {
+                    seq++, start = next, next = a.seq_start[seq + 1];
+                } while (next == start);  // sequences without tokens
+#pragma unroll
+                for (int k = 1; k < W; k++) before_start(a, seq, k, W, c, win[W - 1 - k]);
+            }
+            float v[8], y[8];
+            unpack8(in[i], v);
+            if (t + AHEAD + i < end) in[i] = load_cg(x + (size_t)(t + AHEAD + i) * a.x_stride);
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                float s = bias[e];
+#pragma unroll
+                for (int j = 0; j < W - 1; j++) s += w[j][e] * win[j][e];
+                s += w[W - 1][e] * v[e];
+                y[e] = a.activation ? silu(s) : s;
+#pragma unroll
+                for (int j = 0; j + 1 < W - 1; j++) win[j][e] = win[j + 1][e];
+                win[W - 2][e] = v[e];
+            }
+            store8(a.out + (size_t)(t + i) * a.out_stride + c, y);
+        }
+    }
+}
+
+template <int W> DEVICE void conv1d_state(const ConvArgs& a) {
+    const int c = blockIdx.x * 256 + threadIdx.x, s = blockIdx.y;
+    pdl_wait();
+    pdl_launch();
+    if (c >= a.channels) return;
+    const int start = a.seq_start[s], end = a.seq_start[s + 1], past = a.past_len[s];
+    if (start == end) return;
+    float* p = a.state + a.slots[s] * a.slot_stride + c;
+    const int last = past + end - start;  // positions so far
+#pragma unroll
+    for (int k = 1; k <= W; k++) {        // position last - k
+        const int row = end - k;
+        if (row >= start) p[(size_t)((last - k) % W) * a.channels] = to_f32(a.x[(size_t)row * a.x_stride + c]);
+        else if (last < k) p[(size_t)((last - k + W) % W) * a.channels] = 0.0f;  // else: it is there already
+    }
+}
+
+template <int W> DEVICE void conv1d_update(const ConvArgs& a) {
+    const int c = blockIdx.x * 256 + threadIdx.x, s = blockIdx.y;
+    pdl_wait();
+    pdl_launch();
+    if (c >= a.channels) return;
+    const int past = a.past_len[s];
+    float* p = a.state + a.slots[s] * a.slot_stride + c;
+    const float in = to_f32(a.x[(size_t)s * a.x_stride + c]);
+    float sum = a.bias ? a.bias[c] : 0.0f;
+#pragma unroll
+    for (int j = 0; j < W - 1; j++) {
+        const int at = past - (W - 1) + j;
+        sum += a.w[c * W + j] * (at >= 0 ? p[(size_t)(at % W) * a.channels] : 0.0f);
+    }
+    sum += a.w[c * W + W - 1] * in;
+    if (past == 0)
+        for (int j = 1; j < W; j++) p[(size_t)j * a.channels] = 0.0f;
+    p[(size_t)(past % W) * a.channels] = in;
+    a.out[(size_t)s * a.out_stride + c] = __float2bfloat16_rn(a.activation ? silu(sum) : sum);
+}
+
+#define CONV(W)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(128, 3) conv1d_w##W##_bf16(const __grid_constant__ ConvArgs a) { \
+        conv1d<W>(a);                                                                                       \
+    }                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256) conv1d_state_w##W##_bf16(const __grid_constant__ ConvArgs a) { \
+        conv1d_state<W>(a);                                                                                 \
+    }                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256) conv1d_update_w##W##_bf16(const __grid_constant__ ConvArgs a) { \
+        conv1d_update<W>(a);                                                                                \
+    }
+CONV(2)
+CONV(3)
+CONV(4)

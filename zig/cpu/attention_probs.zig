@@ -42,10 +42,8 @@ fn weights(t: *const Task, s: Shape, token: usize, kv_head: usize, mem: [*]f32) 
     while (first < n) : (first += pages.page_tokens) {
         const k = pages.headPage(t, 1, seq, first, kv_head, s.hd);
         const here = @min(pages.page_tokens, n - first);
-        switch (t.operands[1].dtype) {
-            .i32 => unreachable,
-            inline else => |d| rows_zig.scores(d, q, s.group, s.hd, k, here, some),
-        }
+        const page = rows_zig.Page{ .p = k, .dtype = t.operands[1].dtype };
+        rows_zig.scores(q, s.group, s.hd, page, here, some, mem + s.group * (s.hd + 64));
         for (0..s.group) |r|
             @memcpy(out[r * max_keys + first ..][0..here], some[r * pages.page_tokens ..][0..here]);
     }
@@ -65,7 +63,7 @@ fn soften(row: [*]f32, n: usize, max_keys: usize) void {
 
 fn scratchBytes(t: *const Task) callconv(.c) usize {
     const s = Shape.of(t);
-    return s.group * (s.hd + pages.page_tokens) * @sizeOf(f32);
+    return (s.group * (s.hd + 64) + 64 * s.hd) * @sizeOf(f32);
 }
 
 pub const kernel = kernel_zig.Kernel{ .units = units, .run = run, .scratch = scratchBytes };

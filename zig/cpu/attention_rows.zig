@@ -41,33 +41,59 @@ pub fn merge(a: Part, b: Part, hd: usize) void {
     for (0..hd) |d| a.values[d] = simd.mulAdd1(a.values[d], keep, b.values[d] * add);
 }
 
-/// scores[r * 64 + key] of rows 0 .. n over the first n_keys keys of a head's K page.
+/// n numbers of a page, from number i on, as f32.
+fn widen(page: Page, i: usize, n: usize, out: [*]f32) void {
+    switch (page.dtype) {
+        .i32 => unreachable,
+        inline else => |dtype| {
+            var at: usize = 0;
+            while (at + L <= n) : (at += L) simd.st(out + at, simd.ldAs(dtype, page.p, i + at));
+            while (at < n) : (at += 1) out[at] = simd.get(dtype, page.p, i + at);
+        },
+    }
+}
+
+/// out[r * 64 + key] = q K of rows 0 .. n over the first n_keys keys of a head's K page; `buffer`
+/// holds hd * 64 numbers.
 pub fn scores(
-    comptime dtype: DType,
     q: [*]const f32,
     n: usize,
     hd: usize,
-    k_page: [*]const u8,
+    page: Page,
     n_keys: usize,
     out: [*]f32,
+    buffer: [*]f32,
 ) void {
-    const vec = if (L == pages.block) hd * L else L;
     var key: usize = 0;
     while (key < n_keys) : (key += tile.width) {
-        const at = k_page + pages.keyIndex(hd, key, 0) * simd.size(dtype);
-        const right = tile.Right(dtype){ .p = at, .step = pages.block, .vec = vec };
+        var k = buffer;
+        if (page.dtype == .f32) {
+            k = @ptrCast(@alignCast(@constCast(page.p)));
+            k += key * hd;
+        } else widen(page, key * hd, tile.width * hd, buffer);
         var r: usize = 0;
         while (r < n) : (r += tile.rows_max) switch (@min(tile.rows_max, n - r)) {
             inline 1...tile.rows_max => |rows| {
-                var sums: tile.Sums(rows, tile.vecs) = @splat(@splat(simd.zero));
                 const left = tile.Left{ .p = q + r * hd, .row = hd, .step = 1 };
-                tile.mulAdd(dtype, rows, tile.vecs, &sums, hd, left, right);
-                inline for (0..rows) |i| inline for (0..tile.vecs) |v|
-                    simd.st(out + (r + i) * keys + key + v * L, sums[i][v]);
+                scoresTile(rows, left, k, hd, out + r * keys + key);
             },
             else => unreachable,
         };
     }
+}
+inline fn scoresTile(
+    comptime rows: usize,
+    q: tile.Left,
+    k: [*]const f32,
+    hd: usize,
+    out: [*]f32,
+) void {
+    // Where a block of 16 keys is one vector, the second vector is the next block.
+    const vec = if (L == pages.block) hd * L else L;
+    var sums: tile.Sums(rows, tile.vecs) = @splat(@splat(simd.zero));
+    tile.mulAdd(rows, tile.vecs, &sums, hd, q, .{ .p = k, .step = pages.block, .vec = vec });
+    inline for (0..rows) |i| inline for (0..tile.vecs) |v|
+        simd.st(out + i * keys + v * L, sums[i][v]);
 }
 
 /// One thread's memory for a tile of rows.
@@ -88,18 +114,18 @@ pub const Rows = struct {
     factor: [*]f32,
     /// Each row's own position
     position: [*]usize,
-    /// Channels beyond whole vectors of a V page as f32 (64, L)
-    rest: [*]f32,
+    /// (64, pitch): a page's numbers where they are not f32 or a row is not whole vectors
+    buffer: [*]f32,
 
     pub fn floats(hd: usize) usize {
-        return rows_max * (2 * widen(hd) + keys + 5) + keys * L;
+        return rows_max * (2 * whole(hd) + keys + 5) + keys * whole(hd);
     }
-    fn widen(hd: usize) usize {
+    fn whole(hd: usize) usize {
         return std.mem.alignForward(usize, hd, L);
     }
     pub fn init(n: usize, hd: usize, mem: [*]f32) Rows {
-        const wide = widen(hd);
-        const small = mem + rows_max * (2 * wide + keys) + keys * L;
+        const wide = whole(hd);
+        const small = mem + rows_max * (2 * wide + keys) + keys * wide;
         return .{
             .n = n,
             .hd = hd,
@@ -107,7 +133,7 @@ pub const Rows = struct {
             .q = mem,
             .values = mem + rows_max * wide,
             .weights = mem + rows_max * 2 * wide,
-            .rest = mem + rows_max * (2 * wide + keys),
+            .buffer = mem + rows_max * (2 * wide + keys),
             .position = @ptrCast(@alignCast(small)),
             .max = small + 2 * rows_max,
             .sum = small + 3 * rows_max,
@@ -130,15 +156,9 @@ pub const Rows = struct {
     /// Takes in the page whose first position is `first`.
     pub fn addPage(s: Rows, first: usize, k: Page, v: Page) void {
         const most = s.seen(s.n - 1, first);
-        switch (k.dtype) {
-            .i32 => unreachable,
-            inline else => |d| scores(d, s.q, s.n, s.hd, k.p, most, s.weights),
-        }
+        scores(s.q, s.n, s.hd, k, most, s.weights, s.buffer);
         for (0..s.n) |r| s.soften(r, s.seen(r, first));
-        switch (v.dtype) {
-            .i32 => unreachable,
-            inline else => |d| s.addValues(d, first, v.p, most),
-        }
+        s.addValues(first, v, most);
     }
 
     /// Scores to weights, and the factor for what the row has gathered before.
@@ -162,66 +182,56 @@ pub const Rows = struct {
     }
 
     /// values[r] = values[r] * factor[r] + sum over keys of weight * V
-    fn addValues(
-        s: Rows,
-        comptime dtype: DType,
-        first: usize,
-        v_page: [*]const u8,
-        most: usize,
-    ) void {
+    fn addValues(s: Rows, first: usize, page: Page, most: usize) void {
         // Few rows wait for memory: they read V in the order in which it lies.
         const step: usize = if (s.n <= tile.rows_max) 16 else keys;
-        const whole = s.hd / L * L;
         var k: usize = 0;
         while (k < most) : (k += step) {
             const end = @min(k + step, most);
-            const from = v_page + k * s.hd * simd.size(dtype);
+            var from = s.buffer;
+            if (page.dtype == .f32 and s.pitch == s.hd) {
+                from = @ptrCast(@alignCast(@constCast(page.p)));
+                from += k * s.hd;
+            } else for (0..end - k) |i| {
+                widen(page, (k + i) * s.hd, s.hd, s.buffer + i * s.pitch);
+                @memset(s.buffer[i * s.pitch + s.hd .. (i + 1) * s.pitch], 0);
+            }
             var d: usize = 0;
-            inline for (.{ 2, 1 }) |v| while (d + v * L <= whole) : (d += v * L) {
-                const at = from + d * simd.size(dtype);
-                s.columns(dtype, v, d, first, k, end, .{ .p = at, .step = s.hd });
-            };
-            if (d == s.hd) continue;
-            for (0..end - k) |i| for (0..s.hd - d) |c| {
-                s.rest[i * L + c] = simd.get(dtype, from, i * s.hd + d + c);
-            };
-            s.columns(.f32, 1, d, first, k, end, .{ .p = @ptrCast(s.rest), .step = L });
+            inline for (.{ 2, 1 }) |v| while (d + v * L <= s.pitch) : (d += v * L)
+                s.columns(v, d, first, k, end, from + d);
         }
     }
 
-    /// Channels from d on, keys k0 .. k1 of the page; `right` starts at key k0.
+    /// Channels from d on, keys k0 .. k1 of the page; `v` starts at key k0.
     fn columns(
         s: Rows,
-        comptime dtype: DType,
         comptime vecs: usize,
         d: usize,
         first: usize,
         k0: usize,
         k1: usize,
-        right: tile.Right(dtype),
+        v: [*]const f32,
     ) void {
         var r: usize = 0;
         while (r < s.n) : (r += tile.rows_max) switch (@min(tile.rows_max, s.n - r)) {
             inline 1...tile.rows_max => |rows| {
                 var counts: [rows]usize = undefined;
                 for (&counts, r..) |*c, i| c.* = @min(k1, s.seen(i, first)) -| k0;
-                s.columnsTile(dtype, rows, vecs, d, r, k0, counts, right);
+                s.columnsTile(rows, vecs, d, r, k0, counts, v);
             },
             else => unreachable,
         };
     }
     inline fn columnsTile(
         s: Rows,
-        comptime dtype: DType,
         comptime rows: usize,
         comptime vecs: usize,
         d: usize,
         r: usize,
         k0: usize,
         counts: [rows]usize,
-        right: tile.Right(dtype),
+        v_rows: [*]const f32,
     ) void {
-        @setEvalBranchQuota(4000);
         const values = s.values + r * s.pitch + d;
         var sums: tile.Sums(rows, vecs) = undefined;
         inline for (0..rows) |i| {
@@ -230,7 +240,7 @@ pub const Rows = struct {
                 sums[i][v] = simd.ldF(values + i * s.pitch + v * L) * factor;
         }
         const left = tile.Left{ .p = s.weights + r * keys + k0, .row = keys, .step = 1 };
-        tile.mulAddRagged(dtype, rows, vecs, &sums, counts, left, right);
+        tile.mulAddRagged(rows, vecs, &sums, counts, left, .{ .p = v_rows, .step = s.pitch });
         inline for (0..rows) |i| inline for (0..vecs) |v|
             simd.st(values + i * s.pitch + v * L, sums[i][v]);
     }

@@ -118,8 +118,8 @@ fn share(t: *const Task, s: Shape, piece: Piece, g: usize, out: Shared, scratch:
             while (i < piece.len) : (i += tile.width) {
                 var sums: tile.Sums(rows, tile.vecs) = @splat(@splat(simd.zero));
                 const left = tile.Left{ .p = out.b + j * s.n, .row = s.n, .step = 1 };
-                const right = tile.Right(.f32){ .p = @ptrCast(ct + i), .step = pitch };
-                tile.mulAdd(.f32, rows, tile.vecs, &sums, s.n, left, right);
+                const right = tile.Right{ .p = ct + i, .step = pitch };
+                tile.mulAdd(rows, tile.vecs, &sums, s.n, left, right);
                 inline for (0..rows) |r| inline for (0..tile.vecs) |v|
                     simd.st(out.cb + (j + r) * pitch + i + v * L, sums[r][v]);
             }
@@ -282,8 +282,8 @@ const Work = struct {
             const c = s.c(t, piece.row + i, s.group(head));
             const left = tile.Left{ .p = c, .row = t.stride(3), .step = 1 };
             const state = w.state + q * s.n * tile.width;
-            const right = tile.Right(.f32){ .p = @ptrCast(state), .step = tile.width };
-            tile.mulAdd(.f32, rows, tile.vecs, &sums, s.n, left, right);
+            const right = tile.Right{ .p = state, .step = tile.width };
+            tile.mulAdd(rows, tile.vecs, &sums, s.n, left, right);
             inline for (0..rows) |r| inline for (0..tile.vecs) |v| {
                 sums[r][v] *= simd.splat(w.decay[i + r]);
             };
@@ -292,8 +292,8 @@ const Work = struct {
         inline for (0..rows) |r| counts[r] = i + r + 1;
         const left = tile.Left{ .p = w.mix + i, .row = 1, .step = pitch };
         const x = w.x + q * chunk * tile.width;
-        const right = tile.Right(.f32){ .p = @ptrCast(x), .step = tile.width };
-        tile.mulAddRagged(.f32, rows, tile.vecs, &sums, counts, left, right);
+        const right = tile.Right{ .p = x, .step = tile.width };
+        tile.mulAddRagged(rows, tile.vecs, &sums, counts, left, right);
         inline for (0..rows) |r| {
             const y = s.y(t, piece.row + i + r, head);
             inline for (0..tile.vecs) |v|
@@ -305,7 +305,7 @@ const Work = struct {
         const decay = simd.splat(w.decay[piece.len - 1]);
         for (0..panels(s)) |q| {
             const x = w.xw + q * chunk * tile.width;
-            const right = tile.Right(.f32){ .p = @ptrCast(x), .step = tile.width };
+            const right = tile.Right{ .p = x, .step = tile.width };
             var n: usize = 0;
             while (n < s.n) : (n += tile.rows_max) switch (@min(tile.rows_max, s.n - n)) {
                 inline 1...tile.rows_max => |rows| {
@@ -315,7 +315,7 @@ const Work = struct {
                         sums[r][v] = decay * simd.ldF(panel + r * tile.width + v * L);
                     };
                     const left = tile.Left{ .p = shared.b + n, .row = 1, .step = s.n };
-                    tile.mulAdd(.f32, rows, tile.vecs, &sums, piece.len, left, right);
+                    tile.mulAdd(rows, tile.vecs, &sums, piece.len, left, right);
                     inline for (0..rows) |r| inline for (0..tile.vecs) |v|
                         simd.st(panel + r * tile.width + v * L, sums[r][v]);
                 },

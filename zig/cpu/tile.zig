@@ -7,7 +7,6 @@
 //! AVX512's 32 divide 64 and 128 without a rest. Rests of rows take a tile of their own height.
 
 const simd = @import("simd.zig");
-const DType = @import("command").DType;
 const F = simd.F;
 const L = simd.L;
 
@@ -22,28 +21,18 @@ pub const Left = struct {
     p: [*]const f32,
     row: usize,
     step: usize,
-
-    pub inline fn from(a: Left, k: usize) Left {
-        return .{ .p = a.p + k * a.step, .row = a.row, .step = a.step };
-    }
 };
 
-/// The right operand, stored as `dtype`: vector v of step k starts at element k * step + v * vec.
-pub fn Right(comptime dtype: DType) type {
-    return struct {
-        p: [*]const u8,
-        step: usize,
-        vec: usize = L,
+/// The right operand: vector v of step k starts at p[k * step + v * vec].
+pub const Right = struct {
+    p: [*]const f32,
+    step: usize,
+    vec: usize = L,
 
-        const Self = @This();
-        pub inline fn from(b: Self, k: usize) Self {
-            return .{ .p = b.p + k * b.step * simd.size(dtype), .step = b.step, .vec = b.vec };
-        }
-        inline fn load(b: Self, k: usize, v: usize) F {
-            return simd.ldAs(dtype, b.p, k * b.step + v * b.vec);
-        }
-    };
-}
+    inline fn load(b: Right, k: usize, v: usize) F {
+        return simd.ldF(b.p + k * b.step + v * b.vec);
+    }
+};
 
 pub fn Sums(comptime rows: usize, comptime n_vecs: usize) type {
     return [rows][n_vecs]F;
@@ -51,13 +40,12 @@ pub fn Sums(comptime rows: usize, comptime n_vecs: usize) type {
 
 /// sums[r][v] += sum over k < n of a(r, k) * b(k, v)
 pub inline fn mulAdd(
-    comptime dtype: DType,
     comptime rows: usize,
     comptime n_vecs: usize,
     sums: *Sums(rows, n_vecs),
     n: usize,
     a: Left,
-    b: Right(dtype),
+    b: Right,
 ) void {
     for (0..n) |k| {
         var w: [n_vecs]F = undefined;
@@ -72,16 +60,15 @@ pub inline fn mulAdd(
 /// As `mulAdd`, where row r has counts[r] steps (not falling from row to row): a step that a row
 /// does not have is not even multiplied by zero, so that what lies there may be NaN.
 pub inline fn mulAddRagged(
-    comptime dtype: DType,
     comptime rows: usize,
     comptime n_vecs: usize,
     sums: *Sums(rows, n_vecs),
     counts: [rows]usize,
     a: Left,
-    b: Right(dtype),
+    b: Right,
 ) void {
     const common = counts[0];
-    mulAdd(dtype, rows, n_vecs, sums, common, a, b);
+    mulAdd(rows, n_vecs, sums, common, a, b);
     if (counts[rows - 1] == common) return;
     inline for (1..rows) |r| for (common..counts[r]) |k| {
         const x = simd.splat(a.p[r * a.row + k * a.step]);

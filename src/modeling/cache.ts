@@ -27,9 +27,9 @@ export class HybridMambaAttentionDynamicCache {
     if (!Number.isInteger(batch_size) || batch_size < 1) {
       throw new RangeError(`Expected a batch_size of 1 or more but found ${batch_size}`);
     }
+    this.#state = device.createBuffer(Math.max(64, layout.slot_bytes * batch_size));
     this.lengths = new Array(batch_size).fill(0);
     this.#pages = Array.from({ length: batch_size }, () => []);
-    this.#state = device.createBuffer(Math.max(64, layout.slot_bytes * batch_size));
   }
 
   /** HF's get_seq_length: tokens in the cache, the longest row's unless a row is named. */

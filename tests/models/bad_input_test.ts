@@ -1,0 +1,134 @@
+/** What calls with bad arguments get: a sentence with the value found, and a model that still works. */
+
+import { describe, it } from "node:test";
+import { assert, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import {
+  AutoConfig,
+  AutoModel,
+  AutoModelForCausalLM,
+  BambaConfig,
+  BambaForCausalLM,
+  type CallInputs,
+  HybridMambaAttentionDynamicCache,
+  pipeline,
+  Tensor,
+} from "../../mod.ts";
+import { folder, loadModel } from "../generation/support.ts";
+
+const input_ids = [[1, 67, 707]];
+
+describe("call", () => {
+  it("names what is wrong with its arguments", async () => {
+    using model = await loadModel();
+    using embeds_of_other_width = Tensor.from(new Float32Array(6), [1, 3, 2]);
+    const cases: [Record<string, unknown>, string][] = [
+      [{}, "exactly one of input_ids and inputs_embeds"],
+      [{ input_ids, inputs_embeds: embeds_of_other_width }, "exactly one"],
+      [{ inputs_embeds: embeds_of_other_width }, "[batch,positions,256] but found [1,3,2]"],
+      [{ input_ids: [[1, 4096]] }, "0 to 4095 but found 4096 in row 0, column 1"],
+      [{ input_ids: [[-1]] }, "found -1"],
+      [{ input_ids: [[1.5]] }, "whole numbers in input_ids but found 1.5"],
+      [{ input_ids: [[NaN]] }, "found NaN"],
+      [{ input_ids: [["a"]] }, "numbers in input_ids but found"],
+      [{ input_ids: "text" }, "an array of rows"],
+      [{ input_ids: [] }, "found none"],
+      [{ input_ids: [[1, 2], [3]] }, "row 1 has 1"],
+      [{ input_ids: { data: Int32Array.of(1, 2), shape: [1, 3] } }, "3 numbers"],
+      [{ input_ids, attention_mask: [[1, 0, 1]] }, "column 1"],
+      [{ input_ids, attention_mask: [[0, 0, 0]] }, "masks all"],
+      [{ input_ids, attention_mask: [[1, 1]] }, "[1,3]"],
+      [{ input_ids, position_ids: [[0, 1]] }, "position_ids of shape"],
+      [{ input_ids, position_ids: [[-1, 0, 1]] }, "0 or more but found -1"],
+      [{ input_ids, seq_idx: [[0, 0, 1]], cu_seq_lens_q: [0, 1, 3] }, "same documents"],
+      [{ input_ids, seq_idx: [[0, 0, 1]], attention_mask: [[1, 1, 1]] }, "no attention_mask"],
+      [{ input_ids, cu_seq_lens_q: [0, 2], cu_seq_lens_k: [0, 2] }, "rise from 0 to the 3"],
+      [{ input_ids, cu_seq_lens_q: [0, 1, 3], max_length_q: 9 }, "2, but found 9"],
+      [{ input_ids, labels: [[1, 2]] }, "labels of shape [1,3]"],
+      [{ input_ids, labels: [[1, 2, 5000]] }, "found 5000"],
+      [{ input_ids, labels: input_ids, logits_to_keep: 1 }, "logits_to_keep to be 0"],
+      [{ input_ids, logits_to_keep: -1 }, "found -1"],
+      [{ input_ids, logits_to_keep: [3] }, "below 3 but found 3"],
+      [{ input_ids, prefill_chunk_size: 0.5 }, "found 0.5"],
+      [{ input_ids, atention_mask: [[1, 1, 1]] }, 'did you mean "attention_mask"'],
+    ];
+    for (const [inputs, sentence] of cases) {
+      const error = await assertRejects(() => model.call(inputs as CallInputs), Error);
+      assertStringIncludes(error.message, sentence);
+      const known = error instanceof TypeError || error instanceof RangeError;
+      assert(known, `${error.name} for ${sentence}`);
+    }
+    using output = await model.call({ input_ids });
+    assert(Number.isFinite((await output.logits!.data())[0]), "still works");
+  });
+
+  it("refuses a cache of more rows than memory has room for, with the number", async () => {
+    using model = await loadModel();
+    const { device, layout } = model.runtime;
+    const error = assertThrows(
+      () => new HybridMambaAttentionDynamicCache(device, layout, 200_000),
+      Error,
+    );
+    assertStringIncludes(error.message, "MiB");
+  });
+});
+
+describe("from_pretrained", () => {
+  it("names folders, options and architectures that it cannot use", async () => {
+    const dir = mkdtempSync(join(tmpdir(), "bamba-bad-"));
+    try {
+      const missing = await assertRejects(
+        () => AutoModelForCausalLM.from_pretrained(join(dir, "nowhere")),
+        Error,
+      );
+      assertStringIncludes(missing.message, "nowhere");
+      writeFileSync(join(dir, "config.json"), '{"model_type": "llama", "vocab_size": 10}');
+      for (const auto of [AutoModelForCausalLM, AutoModel, AutoConfig]) {
+        const other = await assertRejects(
+          () => auto.from_pretrained(dir) as Promise<unknown>,
+          Error,
+        );
+        assertStringIncludes(other.message, "llama");
+      }
+      const config = readFileSync(join(folder, "config.json"), "utf8");
+      writeFileSync(join(dir, "config.json"), config);
+      const empty = await assertRejects(() => AutoModelForCausalLM.from_pretrained(dir), Error);
+      assertStringIncludes(empty.message, "model.safetensors");
+      const options: [Record<string, unknown>, string][] = [
+        [{ dtype: "int3" }, "int3"],
+        [{ device: "tpu" }, "tpu"],
+        [{ threads: -1 }, "-1"],
+        [{ thread: 1 }, 'did you mean "threads"'],
+        [{ device: "cuda" }, "CUDA"],
+      ];
+      for (const [option, sentence] of options) {
+        const error = await assertRejects(
+          () => AutoModelForCausalLM.from_pretrained(folder, option),
+          Error,
+        );
+        assertStringIncludes(error.message, sentence);
+      }
+    } finally {
+      rmSync(dir, { recursive: true });
+    }
+  });
+
+  it("says what a model without weights lacks", async () => {
+    const model = new BambaForCausalLM(await BambaConfig.from_pretrained(folder));
+    const error = await assertRejects(() => model.call({ input_ids }), TypeError);
+    assertStringIncludes(error.message, "from_pretrained");
+  });
+});
+
+describe("pipeline", () => {
+  it("names tasks and inputs that it cannot use", async () => {
+    const task = "fill-mask" as "text-generation";
+    const error = await assertRejects(() => pipeline(task, folder), TypeError);
+    assertStringIncludes(error.message, "fill-mask");
+    using pipe = await pipeline("text-generation", folder);
+    await assertRejects(() => pipe([] as string[]), TypeError);
+    await assertRejects(() => pipe("a", { max_new_token: 1 } as Record<string, number>), TypeError);
+  });
+});

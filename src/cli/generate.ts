@@ -58,9 +58,7 @@ async function generate(given: string[], flags: GenerateFlags, signal: AbortSign
     const inputs = { ...tokenizer([prompt]), ...options, tokenizer, signal };
     const start = flags.returnFullText ? prompt : "";
     if (numBeams === 1 && numReturnSequences === 1) {
-      process.stdout.write(start);
-      for await (const piece of model.stream(inputs)) process.stdout.write(piece);
-      process.stdout.write("\n");
+      await writeStream(start, model.stream(inputs));
       continue;
     }
     // beams change their past, and several texts cannot be written at once: whole texts only
@@ -68,6 +66,21 @@ async function generate(given: string[], flags: GenerateFlags, signal: AbortSign
       const fresh = ids.slice(inputs.input_ids[0].length);
       process.stdout.write(`${start}${tokenizer.decode(fresh, { skip_special_tokens: true })}\n`);
     }
+  }
+}
+
+/** Writes a text as it comes; nothing at all when it fails before its first piece. */
+async function writeStream(start: string, pieces: AsyncIterable<string>): Promise<void> {
+  let begun = false;
+  try {
+    for await (const piece of pieces) {
+      process.stdout.write(begun ? piece : start + piece);
+      begun = true;
+    }
+    if (!begun) process.stdout.write(start);
+    begun = true;
+  } finally {
+    if (begun) process.stdout.write("\n"); // also after Ctrl-C
   }
 }
 

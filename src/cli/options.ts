@@ -74,7 +74,7 @@ export function addModel(command: Command): Command {
 export function addGeneration(command: Command): Command {
   const fraction = numberBetween(0, 1);
   return command
-    .option("--max-new-tokens <n>", "ids to generate at most", wholeNumber(0))
+    .option("--max-new-tokens <n>", "ids to generate at most", wholeNumber(1))
     .option("--max-length <n>", "ids of prompt and text together at most", wholeNumber(1))
     .option("--min-new-tokens <n>", "ids to generate before an end is allowed", wholeNumber(0))
     .option("--do-sample", "draw each id by its probability instead of taking the likeliest")

@@ -47,6 +47,7 @@ pub inline fn mulAdd(
     a: Left,
     b: Right,
 ) void {
+    @setEvalBranchQuota(100_000);
     for (0..n) |k| {
         var w: [n_vecs]F = undefined;
         inline for (0..n_vecs) |v| w[v] = b.load(k, v);
@@ -67,6 +68,7 @@ pub inline fn mulAddRagged(
     a: Left,
     b: Right,
 ) void {
+    @setEvalBranchQuota(100_000);
     const common = counts[0];
     mulAdd(rows, n_vecs, sums, common, a, b);
     if (counts[rows - 1] == common) return;

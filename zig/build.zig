@@ -1,74 +1,166 @@
 //! The library from one source of kernels at several CPU levels, the bindings, and the tests.
+//!
+//!   zig build                the library, into zig-out/lib
+//!   zig build test           core and kernels, these once for each level the machine has
+//!   zig build bindings       ../src/native/bindings.gen.ts
+//!   zig build tidy | fuzz | overhead
 
 const std = @import("std");
+const Build = std.Build;
 
-const Level = struct { name: []const u8, cpu: ?*const std.Target.Cpu.Model };
+const Level = struct {
+    name: []const u8,
+    cpu: ?*const std.Target.Cpu.Model = null,
+    /// What the build machine must have to run the level's tests.
+    needs: ?std.Target.x86.Feature = null,
+};
 const x86_levels = [_]Level{
     .{ .name = "portable", .cpu = &std.Target.x86.cpu.x86_64 },
-    .{ .name = "v3", .cpu = &std.Target.x86.cpu.x86_64_v3 },
-    .{ .name = "v4", .cpu = &std.Target.x86.cpu.x86_64_v4 },
+    .{ .name = "v3", .cpu = &std.Target.x86.cpu.x86_64_v3, .needs = .avx2 },
+    .{ .name = "v4", .cpu = &std.Target.x86.cpu.x86_64_v4, .needs = .avx512vl },
 };
-const other_levels = [_]Level{.{ .name = "portable", .cpu = null }};
+const other_levels = [_]Level{.{ .name = "portable" }};
 
-pub fn build(b: *std.Build) void {
+const Context = struct {
+    b: *Build,
+    target: Build.ResolvedTarget,
+    optimize: std.builtin.OptimizeMode,
+    levels: []const Level,
+    filters: []const []const u8,
+    command: *Build.Module,
+
+    /// A module of this folder.
+    fn module(c: Context, root: []const u8, target: Build.ResolvedTarget) *Build.Module {
+        return c.b.createModule(.{
+            .root_source_file = c.b.path(root),
+            .target = target,
+            .optimize = c.optimize,
+            .link_libc = true,
+            .strip = c.optimize != .Debug,
+            .pic = true,
+            .imports = &.{.{ .name = "command", .module = c.command }},
+        });
+    }
+
+    /// The core with the kernels of all levels.
+    fn core(c: Context, root: []const u8) *Build.Module {
+        const made = c.module(root, c.target);
+        const names = c.b.allocator.alloc([]const u8, c.levels.len) catch @panic("OOM");
+        for (c.levels, names) |level, *name| name.* = level.name;
+        const config = c.b.addOptions();
+        config.addOption([]const []const u8, "levels", names);
+        made.addOptions("config", config);
+        for (c.levels) |level| made.addObject(c.b.addObject(.{
+            .name = c.b.fmt("kernels_{s}", .{level.name}),
+            .root_module = c.kernels(level),
+            .use_llvm = true,
+        }));
+        return made;
+    }
+
+    /// The kernels of one level. In a Debug build they keep their checks but are not slow.
+    fn kernels(c: Context, level: Level) *Build.Module {
+        var query = c.target.query;
+        if (level.cpu) |cpu| query.cpu_model = .{ .explicit = cpu };
+        const made = c.module("cpu/main.zig", c.b.resolveTargetQuery(query));
+        made.optimize = if (c.optimize == .Debug) .ReleaseSafe else c.optimize;
+        const options = c.b.addOptions();
+        options.addOption([]const u8, "prefix", level.name);
+        made.addOptions("level", options);
+        return made;
+    }
+};
+
+pub fn build(b: *Build) void {
+    const host = b.graph.host.result;
     // An old glibc: the library then loads on old distributions too. -Dtarget=… overrides.
     const target = b.standardTargetOptions(.{ .default_target = .{
-        .cpu_arch = b.graph.host.result.cpu.arch,
+        .cpu_arch = host.cpu.arch,
         .os_tag = .linux,
         .abi = .gnu,
         .glibc_version = .{ .major = 2, .minor = 17, .patch = 0 },
     } });
     const optimize = b.option(std.builtin.OptimizeMode, "optimize", "default: ReleaseFast") orelse
         .ReleaseFast;
-    const x86 = target.result.cpu.arch == .x86_64;
-    const levels: []const Level = if (x86) &x86_levels else &other_levels;
-    const command = b.createModule(.{ .root_source_file = b.path("command.zig") });
-
-    const lib = b.createModule(.{
-        .root_source_file = b.path("lib.zig"),
+    const filter = b.option([]const u8, "test-filter", "part of the names of the tests to run");
+    const c: Context = .{
+        .b = b,
         .target = target,
         .optimize = optimize,
-        .link_libc = true,
-        .strip = optimize != .Debug,
-        .pic = true,
-        .imports = &.{.{ .name = "command", .module = command }},
-    });
-    const config = b.addOptions();
-    var names: [x86_levels.len][]const u8 = undefined;
-    for (levels, 0..) |level, i| names[i] = level.name;
-    config.addOption([]const []const u8, "levels", names[0..levels.len]);
-    lib.addOptions("config", config);
-    const run_tests = b.step("test", "Zig tests, kernels once for each level this machine has");
-    for (levels) |level| {
-        var query = target.query;
-        if (level.cpu) |cpu| query.cpu_model = .{ .explicit = cpu };
-        const prefix = b.addOptions();
-        prefix.addOption([]const u8, "prefix", level.name);
-        const kernels = b.createModule(.{
-            .root_source_file = b.path("cpu/main.zig"),
-            .target = b.resolveTargetQuery(query),
-            .optimize = if (optimize == .Debug) .ReleaseSafe else optimize,
-            .strip = optimize != .Debug,
-            .pic = true,
-            .link_libc = true,
-            .imports = &.{.{ .name = "command", .module = command }},
-        });
-        kernels.addOptions("level", prefix);
-        const object = b.addObject(.{
-            .name = b.fmt("kernels_{s}", .{level.name}),
-            .root_module = kernels,
-            .use_llvm = true,
-        });
-        lib.addObject(object);
-    }
+        .levels = if (target.result.cpu.arch == .x86_64) &x86_levels else &other_levels,
+        .filters = if (filter) |text| b.allocator.dupe([]const u8, &.{text}) catch @panic("OOM") else &.{},
+        .command = b.createModule(.{ .root_source_file = b.path("command.zig") }),
+    };
     b.installArtifact(b.addLibrary(.{
         .name = "bamba",
         .linkage = .dynamic,
-        .root_module = lib,
+        .root_module = c.core("lib.zig"),
         .use_llvm = true,
     }));
-    _ = run_tests;
+    addTests(c, b.step("test", "Tests of core and kernels"));
+    addBindings(b, c.command);
+    addTool(c, "tidy", "Style of the Zig files", "tidy.zig");
+    addTool(c, "fuzz", "Mutated plans, commands, handles", "fuzz.zig");
+    addTool(c, "overhead", "Cost of a phase and of a run", "testing/overhead.zig");
+}
 
+fn addTests(c: Context, step: *Build.Step) void {
+    const b = c.b;
+    const core = b.addTest(.{
+        .name = "core",
+        .root_module = c.core("lib.zig"),
+        .filters = c.filters,
+        .use_llvm = true,
+    });
+    step.dependOn(&b.addRunArtifact(core).step);
+    for (c.levels) |level| {
+        if (!runs(c, level)) {
+            step.dependOn(Note.create(b, level.name));
+            continue;
+        }
+        const kernels = b.addTest(.{
+            .name = b.fmt("kernels {s}", .{level.name}),
+            .root_module = c.kernels(level),
+            .filters = c.filters,
+            .use_llvm = true,
+        });
+        step.dependOn(&b.addRunArtifact(kernels).step);
+    }
+}
+
+/// Whether the machine that builds can run this level.
+fn runs(c: Context, level: Level) bool {
+    const host = c.b.graph.host.result;
+    if (c.target.result.cpu.arch != host.cpu.arch) return false;
+    const needed = level.needs orelse return true;
+    return std.Target.x86.featureSetHas(host.cpu.features, needed);
+}
+
+/// Says in the output that a level's tests were skipped.
+const Note = struct {
+    step: Build.Step,
+    level: []const u8,
+
+    fn create(b: *Build, level: []const u8) *Build.Step {
+        const note = b.allocator.create(Note) catch @panic("OOM");
+        note.* = .{
+            .step = .init(.{
+                .id = .custom,
+                .name = b.fmt("kernels {s} (skipped)", .{level}),
+                .owner = b,
+                .makeFn = tell,
+            }),
+            .level = level,
+        };
+        return &note.step;
+    }
+    fn tell(step: *Build.Step, _: Build.Step.MakeOptions) !void {
+        const note: *Note = @fieldParentPtr("step", step);
+        std.debug.print("skipped: this machine has no level {s}\n", .{note.level});
+    }
+};
+
+fn addBindings(b: *Build, command: *Build.Module) void {
     const generator = b.addExecutable(.{
         .name = "bindings",
         .root_module = b.createModule(.{
@@ -81,4 +173,15 @@ pub fn build(b: *std.Build) void {
     const printed = b.addRunArtifact(generator).captureStdOut(.{});
     update.addCopyFileToSource(printed, "../src/native/bindings.gen.ts");
     b.step("bindings", "Write src/native/bindings.gen.ts").dependOn(&update.step);
+}
+
+/// A program over the core that a step of its name runs.
+fn addTool(c: Context, name: []const u8, what: []const u8, root: []const u8) void {
+    const b = c.b;
+    b.build_root.handle.access(b.graph.io, root, .{}) catch return;
+    const tool = b.addExecutable(.{ .name = name, .root_module = c.core(root), .use_llvm = true });
+    const run = b.addRunArtifact(tool);
+    run.setCwd(b.path("."));
+    if (b.args) |args| run.addArgs(args);
+    b.step(name, what).dependOn(&run.step);
 }

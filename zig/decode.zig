@@ -1,47 +1,128 @@
-//! Runs of a plan: one step, or many that feed each other. Between steps only the step buffer
-//! changes; nothing is allocated.
+//! Jobs that run a plan: once, or in many steps of which each samples the ids that the next is fed.
+//! Between steps only the step buffer changes; nothing is allocated.
 
 const std = @import("std");
 const command = @import("command");
+const buffer = @import("buffer.zig");
+const execute = @import("execute.zig");
 const handle = @import("handle.zig");
-const job_file = @import("job.zig");
+const job = @import("job.zig");
 const kernel = @import("cpu/kernel.zig");
-const memory = @import("memory.zig");
 const plan_file = @import("plan.zig");
+const ring = @import("ring.zig");
 const status = @import("status.zig");
-const Job = job_file.Job;
-const Message = status.Message;
+const validate = @import("validate.zig");
+const Buffer = buffer.Buffer;
+const Failure = status.Failure;
 const Plan = plan_file.Plan;
-const Status = status.Status;
+const Rejected = status.Rejected;
+const allocator = std.heap.c_allocator;
+
+const step_alignment = 64;
+/// As many steps as `validate.step` accepts: more matter only where ids feed the next step.
+const steps_max = 1 << 24;
+
+pub const Decode = struct {
+    options: command.JobOptions,
+    plan: *Plan,
+    buffers: [3]?*Buffer,
+    /// The step buffer.
+    data: []align(step_alignment) u8,
+
+    pub fn release(d: *Decode) void {
+        releaseAll(d.buffers);
+        d.plan.object.release();
+        allocator.free(d.data);
+    }
+
+    /// Runs the plan `n_steps` times, or until every sequence has ended.
+    pub fn run(d: *Decode, c: *job.Context, f: *Failure) Rejected!void {
+        const o = d.options;
+        const binding: execute.Binding = .{
+            .id = c.id,
+            .step = view(d.data),
+            .state = address(d.buffers[0]),
+            .kv = address(d.buffers[1]),
+            .output = address(d.buffers[2]),
+        };
+        const turn = &c.device.pool.turn;
+        for (0..o.n_steps) |n| {
+            if (!turn.lock(&c.cancel)) return cancelled(f);
+            {
+                defer turn.unlock();
+                if (c.cancelled()) return cancelled(f);
+                try d.plan.checkFiles(f);
+                if (!execute.run(d.plan, &binding, o.poison != 0, &c.cancel)) return cancelled(f);
+            }
+            c.done.store(n + 1, .monotonic);
+            if (o.decode == 0) continue;
+            const going = try advance(&binding.step, d.plan.header, n + 1 < o.n_steps, f);
+            if (!c.push(binding.step.sampled.?[0..binding.step.n_seqs])) return cancelled(f);
+            if (!going) break;
+        }
+    }
+};
+
+fn cancelled(f: *Failure) Rejected {
+    return f.set(.cancelled, "The job was cancelled", .{});
+}
 
 /// Finds plan and buffers, checks the step buffer and makes the ring.
-pub fn prepare(j: *Job, message: *Message) Status {
-    const o = j.options;
-    j.plan = handle.get(Plan, o.plan) orelse
-        return message.fail(.stale, "Expected a plan but found handle {d}", .{o.plan});
-    if (o.n_steps == 0) return message.fail(.range, "Expected at least one step but found 0", .{});
-    inline for (.{ "state", "kv", "output" }) |name| {
-        const h = @field(o, name);
-        if (h != 0) @field(j, name) = handle.get(memory.Buffer, h) orelse
-            return message.fail(.stale, "Expected a buffer for {s} but found handle {d}", .{ name, h });
+pub fn prepare(
+    c: *job.Context,
+    o: command.JobOptions,
+    data: []const u8,
+    f: *Failure,
+) Rejected!Decode {
+    const plan = try handle.get(Plan, o.plan, f);
+    errdefer plan.object.release();
+    if (plan.device != c.device)
+        return f.set(.invalid, "Expected a plan of device {d} but found one of another", .{o.device});
+    const buffers = try getAll(.{ o.state, o.kv, o.output }, f);
+    errdefer releaseAll(buffers);
+    const copy = allocator.alignedAlloc(u8, .fromByteUnits(step_alignment), data.len) catch
+        return f.memory(data.len);
+    errdefer allocator.free(copy);
+    @memcpy(copy, data);
+    try validate.step(allocator, copy, plan.header, plan.needs, .{
+        .state_bytes = length(buffers[0]),
+        .kv_bytes = length(buffers[1]),
+        .output_bytes = length(buffers[2]),
+        .n_steps = if (o.decode != 0) o.n_steps else @min(o.n_steps, steps_max),
+        .decode = o.decode != 0,
+    }, f);
+    c.total = o.n_steps;
+    if (o.decode != 0) {
+        const n_seqs = view(copy).n_seqs;
+        const steps = if (o.ring_steps == 0) o.n_steps else @min(o.ring_steps, o.n_steps);
+        c.ring = try ring.Ring.make(n_seqs, steps, f);
     }
-    const head = j.data;
-    if (head.len < @sizeOf(command.StepHeader)) {
-        return message.fail(.invalid, "Expected a step buffer but found {d} bytes", .{head.len});
-    }
-    j.total = o.n_steps;
-    if (o.decode == 0) return .ok;
-    const header = stepHeader(j);
-    const steps = if (o.ring_steps == 0) o.n_steps else @min(o.ring_steps, o.n_steps);
-    return job_file.prepareRing(j, header.n_seqs, steps, message);
+    return .{ .options = o, .plan = plan, .buffers = buffers, .data = copy };
 }
 
-fn stepHeader(j: *Job) *command.StepHeader {
-    return @ptrCast(j.data.ptr);
+fn getAll(handles: [3]u32, f: *Failure) Rejected![3]?*Buffer {
+    var found: [3]?*Buffer = @splat(null);
+    errdefer releaseAll(found);
+    for (handles, &found) |h, *b| {
+        if (h != 0) b.* = try handle.get(Buffer, h, f);
+    }
+    return found;
 }
 
-/// The step buffer's arrays as pointers.
-pub fn view(data: []align(64) u8) kernel.Step {
+fn releaseAll(buffers: [3]?*Buffer) void {
+    for (buffers) |given| if (given) |b| b.object.release();
+}
+
+fn length(given: ?*Buffer) ?u64 {
+    return if (given) |b| b.bytes else null;
+}
+
+fn address(given: ?*Buffer) ?[*]u8 {
+    return if (given) |b| b.pages.ptr else null;
+}
+
+/// The arrays of a checked step buffer as pointers.
+fn view(data: []align(step_alignment) u8) kernel.Step {
     const header: *command.StepHeader = @ptrCast(data.ptr);
     var step = std.mem.zeroes(kernel.Step);
     inline for (.{
@@ -55,67 +136,64 @@ pub fn view(data: []align(64) u8) kernel.Step {
     return step;
 }
 
-/// Runs the plan `n_steps` times, or until every sequence has ended.
-pub fn run(j: *Job) Status {
-    const plan = j.plan.?;
-    const step = view(j.data);
-    const pool = &j.device.pool;
-    var n: u32 = 0;
-    while (n < j.options.n_steps) : (n += 1) {
-        {
-            pool.turn.lock();
-            defer pool.turn.unlock();
-            if (j.cancel.load(.monotonic)) return .cancelled;
-            plan_file.bind(plan, .{
-                .state = address(j.state),
-                .kv = address(j.kv),
-                .output = address(j.output),
-            }, step);
-            if (j.options.poison != 0) plan_file.poison(plan);
-            const complete = plan_file.run(plan, &j.cancel) catch
-                return j.message.fail(.memory, "No thread could be started", .{});
-            if (!complete) return .cancelled;
-        }
-        j.done.store(n + 1, .monotonic);
-        if (j.options.decode == 0) continue;
-        const going = advance(&step);
-        if (!j.push(step.sampled.?[0..step.n_seqs])) return .cancelled;
-        if (!going) break;
-    }
-    return .ok;
-}
-
-fn address(buffer: ?*memory.Buffer) ?[*]u8 {
-    return if (buffer) |b| b.pages.ptr else null;
-}
-
-/// Makes the sampled ids the next step's input. Answers whether a sequence goes on.
-fn advance(step: *const kernel.Step) bool {
+/// Takes note of what was sampled, and makes it the next step's input where there is a next one.
+/// Answers whether a sequence goes on.
+fn advance(
+    step: *const kernel.Step,
+    plan: command.PlanHeader,
+    more: bool,
+    f: *Failure,
+) Rejected!bool {
     var going = false;
     for (0..step.n_seqs) |s| {
-        const sampling = &step.sampling.?[s];
-        if (sampling.finished != 0) {
-            step.sampled.?[s] = step.pad_id;
-        } else {
-            const id = step.sampled.?[s];
-            sampling.generated += 1;
-            if (step.history) |history| {
-                const at = &step.history_len.?[s];
-                if (at.* < step.history_capacity) {
-                    history[s * step.history_capacity + at.*] = id;
-                    at.* += 1;
-                }
-            }
-            for (0..step.n_eos) |e| {
-                if (step.eos_ids.?[e] == id) sampling.finished = 1;
-            }
-        }
-        if (sampling.finished == 0) going = true;
-        if (step.n_tokens == step.n_seqs) {
-            if (step.ids) |ids| ids[s] = step.sampled.?[s];
-            step.positions.?[s] += 1;
-            step.past_len.?[s] += 1;
-        }
+        const sampled = &step.sampled.?[s];
+        const ended = step.sampling.?[s].finished != 0;
+        if (ended) sampled.* = step.pad_id;
+        const id = sampled.*;
+        // A head may have more rows than the vocabulary has ids.
+        if (id < 0 or id >= plan.vocab_size) return f.set(
+            .range,
+            "Expected sampled ids of at least 0 and below {d} but found {d} in sequence {d}",
+            .{ plan.vocab_size, id, s },
+        );
+        if (!ended) try record(step, s, id, f);
+        if (!more) continue;
+        step.ids.?[s] = if (step.sampling.?[s].finished != 0) step.pad_id else id;
+        // An ended sequence stays where it is: its cache is of no use to anybody any more, and it
+        // needs no further page.
+        if (step.sampling.?[s].finished != 0) continue;
+        going = true;
+        step.positions.?[s] += 1;
+        step.past_len.?[s] += 1;
+        if (step.pages != null) try checkPages(step, s, f);
     }
     return going;
+}
+
+/// One more id of a sequence: counted, remembered, and looked up among the eos ids.
+fn record(step: *const kernel.Step, s: usize, id: i32, f: *Failure) Rejected!void {
+    const sampling = &step.sampling.?[s];
+    sampling.generated += 1;
+    if (step.history) |history| {
+        const used = &step.history_len.?[s];
+        if (used.* >= step.history_capacity) return f.set(
+            .range,
+            "Expected room for another id in the history of sequence {d} but found {d} used of {d}",
+            .{ s, used.*, step.history_capacity },
+        );
+        history[s * step.history_capacity + used.*] = id;
+        used.* += 1;
+    }
+    const eos_ids: []const i32 = if (step.eos_ids) |ids| ids[0..step.n_eos] else &.{};
+    if (std.mem.indexOfScalar(i32, eos_ids, id) != null) sampling.finished = 1;
+}
+
+fn checkPages(step: *const kernel.Step, s: usize, f: *Failure) Rejected!void {
+    const room = @as(u64, step.max_pages) * command.page_tokens;
+    if (step.past_len.?[s] < room) return;
+    return f.set(
+        .range,
+        "Expected position {d} of sequence {d} to lie within its {d} pages of {d} but found no page",
+        .{ step.past_len.?[s], s, step.max_pages, command.page_tokens },
+    );
 }

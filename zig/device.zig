@@ -1,18 +1,21 @@
 //! A device: the kernels of one CPU level and a pool of threads.
 
 const std = @import("std");
-const builtin = @import("builtin");
 const command = @import("command");
 const config = @import("config");
+const exchange = @import("exchange.zig");
 const handle = @import("handle.zig");
 const info = @import("info.zig");
+const pin = @import("pin.zig");
 const status = @import("status.zig");
 const threads = @import("threads.zig");
-pub const cpu = @import("cpu/level.zig");
-
+const cpu = @import("cpu/level.zig");
 const CpuLevel = command.CpuLevel;
+const Failure = status.Failure;
+const Rejected = status.Rejected;
+const allocator = std.heap.c_allocator;
 
-/// Levels in this build, by name.
+/// Levels in this build.
 const levels = table: {
     var table: [config.levels.len]struct { CpuLevel, *const cpu.Level } = undefined;
     for (config.levels, 0..) |name, i| {
@@ -24,47 +27,55 @@ const levels = table: {
 
 pub const Device = struct {
     pub const kind = handle.Kind.device;
-    object: handle.Object = .{ .kind = .device, .destroy = destroy },
+    object: handle.Object = .{ .kind = kind, .destroy = destroy },
     level: CpuLevel,
     kernels: *const cpu.Level,
+    /// What was asked for; the pool may have fewer.
+    n_threads: u32,
     pool: threads.Pool,
 
-    pub fn open(o: command.DeviceOptions, message: *status.Message) ?*Device {
-        if (o.kind != .cpu) {
-            _ = message.fail(.unsupported, "This build of the library has no CUDA", .{});
-            return null;
-        }
-        const best = info.cpuLevel();
-        const wanted = if (o.level == .auto) best else o.level;
-        if (@intFromEnum(wanted) > @intFromEnum(best)) {
-            _ = message.fail(.unsupported, "Expected a CPU with level {s} but found {s}", .{
-                @tagName(wanted), @tagName(best),
-            });
-            return null;
-        }
-        const n_threads = if (o.threads == 0) info.physicalCores() else o.threads;
-        if (n_threads > threads.max_threads) {
-            _ = message.fail(.range, "Expected at most {d} threads but found {d}", .{
-                threads.max_threads, n_threads,
-            });
-            return null;
-        }
-        for (levels) |entry| {
-            if (entry[0] != wanted) continue;
-            const d = std.heap.c_allocator.create(Device) catch {
-                _ = message.fail(.memory, "No memory is left", .{});
-                return null;
-            };
-            d.* = .{ .level = wanted, .kernels = entry[1], .pool = .{ .n_threads = n_threads } };
-            return d;
-        }
-        _ = message.fail(.unsupported, "This build of the library has no level {s}", .{@tagName(wanted)});
-        return null;
-    }
-
     fn destroy(object: *handle.Object) void {
-        const d: *Device = @fieldParentPtr("object", object);
+        const d: *Device = @alignCast(@fieldParentPtr("object", object));
         d.pool.stop();
-        std.heap.c_allocator.destroy(d);
+        allocator.destroy(d);
     }
 };
+
+/// `bamba_device_open`
+pub fn open(data: []const u8, out: []u8, f: *Failure) Rejected!void {
+    try exchange.room(out, exchange.handle_bytes, f);
+    const o = try exchange.options(command.DeviceOptions, data, f);
+    if (o.kind != .cpu)
+        return f.set(.unsupported, "Expected a CPU: this library was built without CUDA", .{});
+    if (o.ordinal != 0)
+        return f.set(.range, "Expected CPU 0, the only one, but found {d}", .{o.ordinal});
+    const n_threads = if (o.threads == 0) info.physicalCores() else o.threads;
+    if (n_threads > threads.max_threads) return f.set(
+        .range,
+        "Expected at most {d} threads but found {d}",
+        .{ threads.max_threads, n_threads },
+    );
+    const level = try choose(o.level, f);
+    if (!pin.pinned())
+        return f.set(.unsupported, "Cannot keep the library in memory: dlopen refused", .{});
+    const d = allocator.create(Device) catch return f.memory(@sizeOf(Device));
+    d.* = .{
+        .level = level[0],
+        .kernels = level[1],
+        .n_threads = n_threads,
+        .pool = .{ .n_threads = n_threads },
+    };
+    return exchange.giveHandle(&d.object, out, f);
+}
+
+fn choose(wanted: CpuLevel, f: *Failure) Rejected!struct { CpuLevel, *const cpu.Level } {
+    const best = info.cpuLevel();
+    if (@intFromEnum(wanted) > @intFromEnum(best)) return f.set(
+        .unsupported,
+        "Expected a CPU of level {t} but found one of level {t}",
+        .{ wanted, best },
+    );
+    const name = if (wanted == .auto) best else wanted;
+    for (levels) |entry| if (entry[0] == name) return .{ entry[0], entry[1] };
+    return f.set(.unsupported, "Expected kernels of level {t} but found none in this build", .{name});
+}

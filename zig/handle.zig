@@ -2,11 +2,14 @@
 //! one which names nothing any more is an answer and not a crash.
 
 const std = @import("std");
+const status = @import("status.zig");
 const sync = @import("sync.zig");
+const Failure = status.Failure;
+const Rejected = status.Rejected;
 
-pub const Kind = enum(u8) { none, device, buffer, file, plan, job };
+pub const Kind = enum(u8) { device, buffer, file, plan, job };
 
-/// The head of everything a handle can name. Freed when the last user lets go.
+/// The head of everything a handle can name. Destroyed when its last user lets go.
 pub const Object = struct {
     kind: Kind,
     users: std.atomic.Value(u32) = .init(1),
@@ -21,60 +24,88 @@ pub const Object = struct {
 };
 
 const slot_bits = 15;
-const n_slots = 1 << slot_bits;
+pub const n_slots = 1 << slot_bits;
 const n_generations = 1 << (32 - slot_bits);
 
 const Slot = struct { object: ?*Object = null, generation: u32 = 1, next_free: u32 = 0 };
 var slots: [n_slots]Slot = @splat(.{});
+/// Free slots wait in a queue, so that a slot's generations last long.
 var first_free: u32 = 0;
-var n_used: u32 = 0;
+var last_free: u32 = 0;
+/// Slot 0 is never used: handle 0 means "none".
+var n_used: u32 = 1;
+var n_of_kind: [@typeInfo(Kind).@"enum".fields.len]u32 = @splat(0);
 var mutex: sync.Mutex = .{};
 
-/// Gives the object a handle, which owns the object's first use. Null when all are taken.
-pub fn add(object: *Object) ?u32 {
+/// Gives the object a handle, which takes over the object's first use, also when it fails.
+pub fn add(object: *Object, f: *Failure) Rejected!u32 {
+    if (take(object)) |handle| return handle;
+    object.release();
+    return f.set(.memory, "Expected at most {d} things at once but found one more", .{n_slots - 1});
+}
+
+fn take(object: *Object) ?u32 {
     mutex.lock();
     defer mutex.unlock();
     var index = first_free;
-    if (index != 0) {
-        first_free = slots[index].next_free;
-    } else {
-        if (n_used + 1 == n_slots) return null;
-        n_used += 1; // slot 0 is never used: handle 0 means "none"
+    if (n_used < n_slots) {
         index = n_used;
+        n_used += 1;
+    } else {
+        if (index == 0) return null;
+        first_free = slots[index].next_free;
+        if (first_free == 0) last_free = 0;
     }
     slots[index].object = object;
+    n_of_kind[@intFromEnum(object.kind)] += 1;
     return slots[index].generation << slot_bits | index;
 }
 
-/// The object with one more user, or null for a handle that names nothing of that kind.
-pub fn get(comptime T: type, handle: u32) ?*T {
-    const object = getAny(handle) orelse return null;
-    if (object.kind != T.kind) {
-        object.release();
-        return null;
-    }
-    return @fieldParentPtr("object", object);
+/// The object with one more user.
+pub fn get(comptime T: type, handle: u32, f: *Failure) Rejected!*T {
+    const found = getAny(handle, f) catch return f.set(
+        .stale,
+        "Expected a {t} but found handle {d}, which names nothing",
+        .{ T.kind, handle },
+    );
+    if (found.kind == T.kind) return @alignCast(@fieldParentPtr("object", found));
+    defer found.release();
+    return f.set(
+        .stale,
+        "Expected a {t} but found handle {d}, which names a {t}",
+        .{ T.kind, handle, found.kind },
+    );
 }
 
-pub fn getAny(handle: u32) ?*Object {
+/// An object of any kind with one more user.
+pub fn getAny(handle: u32, f: *Failure) Rejected!*Object {
     mutex.lock();
     defer mutex.unlock();
-    const object = find(handle) orelse return null;
+    const object = find(handle) orelse return f.set(
+        .stale,
+        "Expected a handle but found {d}, which names nothing",
+        .{handle},
+    );
     object.retain();
     return object;
 }
 
 /// Takes the handle away. The caller releases what it gets.
-pub fn remove(handle: u32) ?*Object {
+pub fn remove(handle: u32, f: *Failure) Rejected!*Object {
     mutex.lock();
     defer mutex.unlock();
-    const object = find(handle) orelse return null;
-    const index = handle & (n_slots - 1);
-    slots[index].object = null;
-    slots[index].generation = (slots[index].generation + 1) % n_generations;
-    if (slots[index].generation == 0) slots[index].generation = 1;
-    slots[index].next_free = first_free;
-    first_free = index;
+    const object = find(handle) orelse return f.set(
+        .stale,
+        "Expected something to free but found handle {d}, which names nothing",
+        .{handle},
+    );
+    const index = handle % n_slots;
+    const slot = &slots[index];
+    const next = (slot.generation + 1) % n_generations;
+    slot.* = .{ .generation = if (next == 0) 1 else next };
+    if (last_free == 0) first_free = index else slots[last_free].next_free = index;
+    last_free = index;
+    n_of_kind[@intFromEnum(object.kind)] -= 1;
     return object;
 }
 
@@ -82,15 +113,11 @@ pub fn remove(handle: u32) ?*Object {
 pub fn count(kind: Kind) u32 {
     mutex.lock();
     defer mutex.unlock();
-    var n: u32 = 0;
-    for (slots[0 .. n_used + 1]) |slot| {
-        if (slot.object) |object| n += @intFromBool(object.kind == kind);
-    }
-    return n;
+    return n_of_kind[@intFromEnum(kind)];
 }
 
 fn find(handle: u32) ?*Object {
-    const slot = &slots[handle & (n_slots - 1)];
+    const slot = &slots[handle % n_slots];
     if (slot.generation != handle >> slot_bits) return null;
     return slot.object;
 }

@@ -1,11 +1,50 @@
-//! What machine this is: CPU level, cores, name.
+//! What machine this is: CPU level, cores, name, memory.
 
 const std = @import("std");
 const builtin = @import("builtin");
 const command = @import("command");
+const abi = @import("abi.zig");
+const device = @import("device.zig");
+const exchange = @import("exchange.zig");
+const handle = @import("handle.zig");
 const memory = @import("memory.zig");
+const status = @import("status.zig");
+const Failure = status.Failure;
+const Rejected = status.Rejected;
 
 const x86 = builtin.cpu.arch == .x86_64;
+/// As `Info.cuda_status` says it.
+const built_without_cuda = -9;
+
+/// `bamba_info`
+pub fn tell(of: u32, out: []u8, f: *Failure) Rejected!void {
+    try exchange.room(out, @sizeOf(command.Info), f);
+    var value = std.mem.zeroes(command.Info);
+    value.struct_size = @sizeOf(command.Info);
+    value.abi = abi.hash;
+    value.cpu_level = cpuLevel();
+    if (of != 0) {
+        const d = try handle.get(device.Device, of, f);
+        defer d.object.release();
+        value.cpu_level = d.level;
+        value.threads = d.n_threads;
+    }
+    value.physical_cores = physicalCores();
+    value.logical_cores = logicalCores();
+    value.features = features();
+    value.optimize_debug = @intFromBool(builtin.mode == .Debug);
+    value.total_memory = memory.total();
+    value.available_memory = memory.available();
+    value.allocated = memory.allocated.load(.monotonic);
+    value.mapped = memory.mapped.load(.monotonic);
+    value.n_buffers = handle.count(.buffer);
+    value.n_plans = handle.count(.plan);
+    value.n_jobs = handle.count(.job);
+    value.n_files = handle.count(.file);
+    value.cuda_status = built_without_cuda;
+    cpuName(&value.cpu_name);
+    @memcpy(out[0..@sizeOf(command.Info)], std.mem.asBytes(&value));
+}
 
 fn cpuid(leaf: u32, sub: u32) [4]u32 {
     var a: u32 = undefined;
@@ -58,11 +97,22 @@ pub fn features() u32 {
     return mask;
 }
 
+/// The best level whose every instruction this machine has.
 pub fn cpuLevel() command.CpuLevel {
     if (!x86) return .portable;
     const mask = features();
-    if (mask & 0b111 != 0b111) return .portable;
+    if (mask & 0b111 != 0b111 or !smallExtensions()) return .portable;
     return if (mask & 0b1000 != 0) .v4 else .v3;
+}
+
+/// The instructions of x86-64-v3 that are no vectors: a virtual machine may hide them.
+fn smallExtensions() bool {
+    const one = cpuid(1, 0)[2];
+    const seven = cpuid(7, 0)[1];
+    if (cpuid(0x8000_0000, 0)[0] < 0x8000_0001) return false;
+    const lzcnt = bit(cpuid(0x8000_0001, 0)[2], 5);
+    const popcnt_movbe = bit(one, 23) and bit(one, 22);
+    return lzcnt and popcnt_movbe and bit(seven, 3) and bit(seven, 8); // bmi1, bmi2
 }
 
 pub fn cpuName(out: *[64]u8) void {

@@ -1,62 +1,25 @@
-//! Native memory: zeroed buffers and files mapped read-only, with an account of all of it.
+//! Native memory: zeroed pages, an account of all of it, and what the machine has.
 
 const std = @import("std");
-const builtin = @import("builtin");
-const command = @import("command");
-const handle = @import("handle.zig");
 const status = @import("status.zig");
-const Message = status.Message;
-const Status = status.Status;
+const Failure = status.Failure;
+const Rejected = status.Rejected;
 const posix = std.posix;
+
+pub const Pages = []align(std.heap.page_size_min) u8;
+pub const none: Pages = &.{};
 
 /// Bytes held by buffers and plans, and bytes of mapped files.
 pub var allocated: std.atomic.Value(u64) = .init(0);
 pub var mapped: std.atomic.Value(u64) = .init(0);
 
 const huge_page = 2 << 20;
-const madv_dontneed = 4;
-const madv_hugepage = 14;
-extern "c" fn madvise(*anyopaque, usize, c_int) c_int;
+/// More than any machine has: sums of such sizes stay far from overflow.
+const bytes_max = 1 << 46;
 
-/// Memory that the system could give now, in bytes: what is free, and caches it would drop, within
-/// the limit of the control group.
-pub fn available() u64 {
-    const free = meminfo("MemAvailable:") orelse return std.math.maxInt(u64);
-    const limit = readNumber("/sys/fs/cgroup/memory.max") orelse return free;
-    const used = readNumber("/sys/fs/cgroup/memory.current") orelse return free;
-    return @min(free, limit -| used);
-}
-
-pub fn total() u64 {
-    return meminfo("MemTotal:") orelse 0;
-}
-
-fn meminfo(name: []const u8) ?u64 {
-    var text: [4096]u8 = undefined;
-    const content = readSmall("/proc/meminfo", &text) orelse return null;
-    const at = std.mem.indexOf(u8, content, name) orelse return null;
-    const rest = std.mem.trimStart(u8, content[at + name.len ..], " ");
-    const end = std.mem.indexOfScalar(u8, rest, ' ') orelse return null;
-    return (std.fmt.parseInt(u64, rest[0..end], 10) catch return null) * 1024;
-}
-
-fn readNumber(path: [*:0]const u8) ?u64 {
-    var text: [64]u8 = undefined;
-    const content = readSmall(path, &text) orelse return null;
-    return std.fmt.parseInt(u64, std.mem.trim(u8, content, " \n"), 10) catch null;
-}
-
-/// The start of a small file.
-pub fn readSmall(path: [*:0]const u8, into: []u8) ?[]const u8 {
-    const fd = std.c.open(path, .{ .ACCMODE = .RDONLY, .CLOEXEC = true });
-    if (fd < 0) return null;
-    defer _ = std.c.close(fd);
-    const n = std.c.read(fd, into.ptr, into.len);
-    return if (n < 0) null else into[0..@intCast(n)];
-}
-
-/// Zeroed pages that cost memory only once they are touched. Null when the system refuses.
-pub fn map(bytes: u64, huge: bool) ?[]align(std.heap.page_size_min) u8 {
+/// Zeroed pages that cost memory only once they are touched. `what` names them in the sentence.
+pub fn map(bytes: u64, huge: bool, what: []const u8, f: *Failure) Rejected!Pages {
+    try check(bytes, what, f);
     const length = std.mem.alignForward(u64, @max(bytes, 1), std.heap.page_size_min);
     const pages = posix.mmap(
         null,
@@ -65,102 +28,118 @@ pub fn map(bytes: u64, huge: bool) ?[]align(std.heap.page_size_min) u8 {
         .{ .TYPE = .PRIVATE, .ANONYMOUS = true, .NORESERVE = true },
         -1,
         0,
-    ) catch return null;
-    if (huge and length >= huge_page) _ = madvise(pages.ptr, length, madv_hugepage);
+    ) catch return f.set(.memory, "The system refused {d} bytes for {s}", .{ bytes, what });
+    if (huge and length >= huge_page) posix.madvise(pages.ptr, length, posix.MADV.HUGEPAGE) catch {};
     _ = allocated.fetchAdd(length, .monotonic);
     return pages;
 }
 
-pub fn unmap(pages: []align(std.heap.page_size_min) u8) void {
+pub fn unmap(pages: Pages) void {
+    if (pages.len == 0) return;
     _ = allocated.fetchSub(pages.len, .monotonic);
     posix.munmap(pages);
 }
 
-/// Says that memory is too small before it is taken.
-pub fn check(bytes: u64, what: []const u8, message: *Message) Status {
+/// Says that memory is too small before it is taken. Pages that are held but were never touched
+/// still look available to the system, so all that is held must fit the machine as well.
+pub fn check(bytes: u64, what: []const u8, f: *Failure) Rejected!void {
     const free = available();
-    if (bytes <= free) return .ok;
-    return message.fail(.memory, "Expected {d} MiB of free memory for {s} but found {d} MiB", .{
-        bytes >> 20, what, free >> 20,
+    const room = @min(free, limit() -| allocated.load(.monotonic));
+    if (bytes <= room and bytes < bytes_max) return;
+    return f.set(.memory, "Expected {d} MiB of memory for {s} but found {d} MiB available", .{
+        bytes >> 20, what, room >> 20,
     });
 }
 
-pub const Buffer = struct {
-    pub const kind = handle.Kind.buffer;
-    object: handle.Object = .{ .kind = .buffer, .destroy = destroy },
-    pages: []align(std.heap.page_size_min) u8,
-    bytes: u64,
+/// Bytes that the system could give now: what is free, and caches it would drop, within the limit
+/// of the control group.
+pub fn available() u64 {
+    const free = meminfo("MemAvailable:") orelse bytes_max;
+    const group = groupLimit() orelse return free;
+    return @min(free, group.limit -| (group.used -| group.reclaimable));
+}
 
-    pub fn create(bytes: u64, huge: bool, message: *Message) ?*Buffer {
-        if (check(bytes, "a buffer", message) != .ok) return null;
-        const pages = map(bytes, huge) orelse {
-            _ = message.fail(.memory, "The system refused {d} bytes for a buffer", .{bytes});
-            return null;
-        };
-        const b = std.heap.c_allocator.create(Buffer) catch {
-            unmap(pages);
-            _ = message.fail(.memory, "No memory is left", .{});
-            return null;
-        };
-        b.* = .{ .pages = pages, .bytes = bytes };
-        return b;
-    }
-    fn destroy(object: *handle.Object) void {
-        const b: *Buffer = @fieldParentPtr("object", object);
-        unmap(b.pages);
-        std.heap.c_allocator.destroy(b);
-    }
-};
+/// Memory of the machine.
+pub fn total() u64 {
+    return meminfo("MemTotal:") orelse 0;
+}
 
-pub const File = struct {
-    pub const kind = handle.Kind.file;
-    object: handle.Object = .{ .kind = .file, .destroy = destroy },
-    pages: []align(std.heap.page_size_min) const u8,
-    bytes: u64,
+fn limit() u64 {
+    const machine = meminfo("MemTotal:") orelse bytes_max;
+    const group = groupLimit() orelse return machine;
+    return @min(machine, group.limit);
+}
 
-    pub fn open(path: []const u8, message: *Message) ?*File {
-        var name: [4096]u8 = undefined;
-        if (path.len == 0 or path.len >= name.len or std.mem.indexOfScalar(u8, path, 0) != null) {
-            _ = message.fail(.invalid, "Expected a path of 1 to 4095 bytes but found {d}", .{path.len});
-            return null;
-        }
-        @memcpy(name[0..path.len], path);
-        name[path.len] = 0;
-        const fd = std.c.open(name[0..path.len :0], .{ .ACCMODE = .RDONLY, .CLOEXEC = true });
-        if (fd < 0) {
-            _ = message.fail(.io, "Cannot open {s}", .{path});
-            return null;
-        }
-        defer _ = std.c.close(fd);
-        const size = std.c.lseek(fd, 0, std.c.SEEK.END);
-        if (size <= 0) {
-            _ = message.fail(.io, "Cannot map {s}: it is empty or no file", .{path});
-            return null;
-        }
-        const bytes: u64 = @intCast(size);
-        const pages = posix.mmap(null, bytes, .{ .READ = true }, .{ .TYPE = .PRIVATE }, fd, 0) catch {
-            _ = message.fail(.io, "Cannot map {s} of {d} bytes", .{ path, bytes });
-            return null;
+const Group = struct { limit: u64, used: u64, reclaimable: u64 };
+
+/// The control group's limit, of version 2 or 1; null where there is none.
+fn groupLimit() ?Group {
+    const v2 = "/sys/fs/cgroup/";
+    const v1 = "/sys/fs/cgroup/memory/";
+    const paths = [_][3][:0]const u8{
+        .{ v2 ++ "memory.max", v2 ++ "memory.current", v2 ++ "memory.stat" },
+        .{ v1 ++ "memory.limit_in_bytes", v1 ++ "memory.usage_in_bytes", v1 ++ "memory.stat" },
+    };
+    for (paths) |path| {
+        const most = readNumber(path[0]) orelse continue;
+        if (most >= bytes_max) continue;
+        var text: [8192]u8 = undefined;
+        const stat = readSmall(path[2], &text) orelse "";
+        return .{
+            .limit = most,
+            .used = readNumber(path[1]) orelse 0,
+            .reclaimable = numberAfter(stat, "\ninactive_file ") orelse 0,
         };
-        const f = std.heap.c_allocator.create(File) catch {
-            posix.munmap(pages);
-            _ = message.fail(.memory, "No memory is left", .{});
-            return null;
-        };
-        f.* = .{ .pages = pages, .bytes = bytes };
-        _ = mapped.fetchAdd(bytes, .monotonic);
-        return f;
     }
-    /// Gives pages back that were read and are not needed again; whole pages inside the span only.
-    pub fn giveBack(f: *File, offset: u64, length: u64) void {
-        const begin = std.mem.alignForward(u64, offset, std.heap.page_size_min);
-        const end = std.mem.alignBackward(u64, offset + length, std.heap.page_size_min);
-        if (end > begin) _ = madvise(@constCast(f.pages.ptr + begin), end - begin, madv_dontneed);
+    return null;
+}
+
+fn meminfo(name: []const u8) ?u64 {
+    var text: [4096]u8 = undefined;
+    const content = readSmall("/proc/meminfo", &text) orelse return null;
+    return (numberAfter(content, name) orelse return null) * 1024;
+}
+
+fn numberAfter(text: []const u8, name: []const u8) ?u64 {
+    const at = std.mem.indexOf(u8, text, name) orelse return null;
+    const rest = std.mem.trimStart(u8, text[at + name.len ..], " ");
+    const end = std.mem.indexOfAny(u8, rest, " \n") orelse rest.len;
+    return std.fmt.parseInt(u64, rest[0..end], 10) catch null;
+}
+
+fn readNumber(path: [:0]const u8) ?u64 {
+    var text: [64]u8 = undefined;
+    const content = readSmall(path, &text) orelse return null;
+    return std.fmt.parseInt(u64, std.mem.trim(u8, content, " \n"), 10) catch null;
+}
+
+/// The start of a small file.
+pub fn readSmall(path: [:0]const u8, into: []u8) ?[]const u8 {
+    const fd = std.c.open(path, .{ .ACCMODE = .RDONLY, .CLOEXEC = true });
+    if (fd < 0) return null;
+    defer _ = std.c.close(fd);
+    const n = std.c.read(fd, into.ptr, into.len);
+    return if (n < 0) null else into[0..@intCast(n)];
+}
+
+test "numbers after names" {
+    const text = "MemTotal:       16 kB\nMemFree: 7 kB\ninactive_file 12";
+    try std.testing.expectEqual(16, numberAfter(text, "MemTotal:"));
+    try std.testing.expectEqual(12, numberAfter(text, "\ninactive_file "));
+    try std.testing.expectEqual(null, numberAfter(text, "SwapFree:"));
+}
+
+test "pages are zeroed and accounted, and too many are refused with the numbers" {
+    var f: Failure = .{};
+    const before = allocated.load(.monotonic);
+    const pages = try map(100_000, true, "a test", &f);
+    for (pages) |byte| try std.testing.expectEqual(0, byte);
+    try std.testing.expect(allocated.load(.monotonic) >= before + 100_000);
+    unmap(pages);
+    try std.testing.expectEqual(before, allocated.load(.monotonic));
+    for ([_]u64{ 1 << 45, 1 << 63, std.math.maxInt(u64) }) |bytes| {
+        try std.testing.expectError(error.Rejected, map(bytes, false, "a test", &f));
+        try std.testing.expectEqual(.memory, f.status);
+        try std.testing.expect(std.mem.indexOf(u8, f.text(), "for a test but found") != null);
     }
-    fn destroy(object: *handle.Object) void {
-        const f: *File = @fieldParentPtr("object", object);
-        _ = mapped.fetchSub(f.bytes, .monotonic);
-        posix.munmap(f.pages);
-        std.heap.c_allocator.destroy(f);
-    }
-};
+}

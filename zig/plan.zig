@@ -1,48 +1,72 @@
-//! Plans: a list of commands checked and resolved once, with all the memory a run needs.
+//! Plans: commands that were checked and resolved once, with all the memory that a run needs. This
+//! file makes them; `execute.zig` runs them.
 
 const std = @import("std");
-const builtin = @import("builtin");
 const command = @import("command");
 const abi = @import("abi.zig");
+const buffer = @import("buffer.zig");
 const device_file = @import("device.zig");
+const exchange = @import("exchange.zig");
+const file = @import("file.zig");
 const handle = @import("handle.zig");
 const kernel = @import("cpu/kernel.zig");
 const memory = @import("memory.zig");
 const status = @import("status.zig");
-const threads = @import("threads.zig");
+const validate = @import("validate.zig");
 const Device = device_file.Device;
-const Message = status.Message;
-const Status = status.Status;
+const Failure = status.Failure;
 const Kernel = kernel.Kernel;
+const Rejected = status.Rejected;
 const Task = kernel.Task;
 const allocator = std.heap.c_allocator;
+const cache_line = std.atomic.cache_line;
+
+/// A counter of the units that threads have taken of one phase.
+pub const Counter = struct { next: std.atomic.Value(u32) align(cache_line) = .init(0) };
+
+/// An operand whose address is known only when a run starts.
+pub const Late = struct { task: u32, place: u32, space: command.Space, offset: u64 };
 
 pub const Plan = struct {
     pub const kind = handle.Kind.plan;
-    object: handle.Object = .{ .kind = .plan, .destroy = destroy },
+    object: handle.Object = .{ .kind = kind, .destroy = destroy },
     device: *Device,
     header: command.PlanHeader,
-    tasks: []Task,
-    kernels: []*const Kernel,
-    /// Weights' buffers and files, kept alive as long as the plan.
+    needs: validate.Needs = .{},
+    tasks: []Task = &.{},
+    kernels: []*const Kernel = &.{},
+    late: std.ArrayList(Late) = .empty,
+    /// Buffers and files of the weights, which live as long as the plan.
     users: std.ArrayList(*handle.Object) = .empty,
     step: kernel.Step = undefined,
-    arena: []align(std.heap.page_size_min) u8,
+    /// The run whose addresses the tasks hold; 0 where none has run.
+    bound: u64 = 0,
+    arena: memory.Pages = memory.none,
     /// The shared workspace, then each thread's scratch.
-    work: []align(std.heap.page_size_min) u8,
-    scratch_offset: usize,
-    scratch_bytes: usize,
+    work: memory.Pages = memory.none,
+    scratch_offset: usize = 0,
+    scratch_bytes: usize = 0,
     /// One for each phase of each command.
-    counters: []std.atomic.Value(u32),
+    counters: []Counter = &.{},
 
-    pub fn bytes(p: *const Plan) u64 {
-        return p.arena.len + p.work.len;
+    pub fn scratch(p: *const Plan, thread: u32) [*]u8 {
+        return p.work.ptr + p.scratch_offset + thread * p.scratch_bytes;
+    }
+
+    /// Fails where a file whose weights are used in place became shorter.
+    pub fn checkFiles(p: *const Plan, f: *Failure) Rejected!void {
+        for (p.users.items) |user| {
+            if (user.kind != .file) continue;
+            const of: *file.File = @alignCast(@fieldParentPtr("object", user));
+            try of.checkWhole(f);
+        }
     }
 
     fn destroy(object: *handle.Object) void {
-        const p: *Plan = @fieldParentPtr("object", object);
+        const p: *Plan = @alignCast(@fieldParentPtr("object", object));
         for (p.users.items) |user| user.release();
         p.users.deinit(allocator);
+        p.late.deinit(allocator);
         memory.unmap(p.arena);
         memory.unmap(p.work);
         allocator.free(p.counters);
@@ -53,77 +77,79 @@ pub const Plan = struct {
     }
 };
 
-/// Reads a T at a byte offset that need not be aligned.
-fn at(comptime T: type, data: []const u8, offset: usize) T {
-    var value: T = undefined;
-    @memcpy(std.mem.asBytes(&value), data[offset..][0..@sizeOf(T)]);
-    return value;
+/// `bamba_plan_create`
+pub fn create(of: u32, data: []const u8, out: []u8, f: *Failure) Rejected!void {
+    try exchange.room(out, exchange.handle_and_size_bytes, f);
+    const device = try handle.get(Device, of, f);
+    defer device.object.release();
+    // What was checked must not change any more.
+    const bytes = allocator.dupe(u8, data) catch return f.memory(data.len);
+    defer allocator.free(bytes);
+    const resolver: validate.Resolver = .{ .weightBytes = weightBytes };
+    const checked = try validate.plan(allocator, bytes, abi.hash, resolver, f);
+    const plan = try make(device, checked, f);
+    const held = plan.arena.len + plan.work.len;
+    return exchange.giveHandleAndSize(&plan.object, held, out, f);
 }
 
-fn alignUp(n: usize) usize {
-    return std.mem.alignForward(usize, n, 64);
+fn weightBytes(_: ?*anyopaque, h: u32) ?u64 {
+    var ignored: Failure = .{};
+    const object = handle.getAny(h, &ignored) catch return null;
+    defer object.release();
+    return if (weightMemory(object)) |m| m.len else null;
 }
 
-/// Makes a plan from its bytes. Null leaves a sentence in `message`.
-pub fn create(device: *Device, data: []const u8, message: *Message) ?*Plan {
-    const header = at(command.PlanHeader, data, 0);
-    const plan = allocator.create(Plan) catch return outOfMemory(message);
+fn weightMemory(object: *handle.Object) ?[]const u8 {
+    switch (object.kind) {
+        .buffer => {
+            const b: *buffer.Buffer = @alignCast(@fieldParentPtr("object", object));
+            return b.pages[0..b.bytes];
+        },
+        .file => {
+            const of: *file.File = @alignCast(@fieldParentPtr("object", object));
+            return of.pages;
+        },
+        else => return null,
+    }
+}
+
+fn make(device: *Device, checked: validate.Plan, f: *Failure) Rejected!*Plan {
+    const plan = allocator.create(Plan) catch return f.memory(@sizeOf(Plan));
     device.object.retain();
-    plan.* = .{
-        .device = device,
-        .header = header,
-        .tasks = &.{},
-        .kernels = &.{},
-        .arena = memory.map(0, false) orelse return outOfMemory(message),
-        .work = memory.map(0, false) orelse return outOfMemory(message),
-        .scratch_offset = 0,
-        .scratch_bytes = 0,
-        .counters = &.{},
-    };
-    if (build(plan, data, message) == .ok) return plan;
-    plan.object.release();
-    return null;
-}
-
-fn outOfMemory(message: *Message) ?*Plan {
-    _ = message.fail(.memory, "No memory is left for a plan", .{});
-    return null;
-}
-
-fn build(plan: *Plan, data: []const u8, message: *Message) Status {
-    const header = plan.header;
-    const device = plan.device;
-    plan.tasks = allocator.alloc(Task, header.n_commands) catch return .memory;
-    plan.kernels = allocator.alloc(*const Kernel, header.n_commands) catch return .memory;
-    if (memory.check(header.arena_bytes, "a plan", message) != .ok) return .memory;
-    memory.unmap(plan.arena);
-    plan.arena = memory.map(header.arena_bytes, true) orelse
-        return message.fail(.memory, "The system refused {d} bytes for a plan", .{header.arena_bytes});
-    const commands_at = @sizeOf(command.PlanHeader) + header.n_operands * @sizeOf(command.Operand);
+    plan.* = .{ .device = device, .header = checked.header, .needs = checked.needs };
+    errdefer plan.object.release();
+    const n = checked.commands.len;
+    plan.tasks = allocator.alloc(Task, n) catch return f.memory(n * @sizeOf(Task));
+    plan.kernels = allocator.alloc(*const Kernel, n) catch return f.memory(8 * n);
+    plan.arena = try memory.map(plan.header.arena_bytes, true, "a plan's activations", f);
     var n_phases: usize = 0;
     var workspace: usize = 0;
-    for (plan.tasks, plan.kernels, 0..) |*task, *k, i| {
-        const c = at(command.Command, data, commands_at + i * @sizeOf(command.Command));
+    for (plan.tasks, plan.kernels, checked.commands, 0..) |*task, *k, c, i| {
         k.* = &device.kernels.kernels[@intFromEnum(c.op)];
-        const resolved = resolve(plan, task, c, data, message);
-        if (resolved != .ok) return resolved;
-        task.n_threads = device.pool.n_threads;
+        try resolve(plan, task, @intCast(i), c, checked.operands, f);
         n_phases += k.*.n_phases;
-        if (k.*.workspace) |f| workspace = @max(workspace, f(task));
-        if (k.*.scratch) |f| plan.scratch_bytes = @max(plan.scratch_bytes, f(task));
+        if (k.*.workspace) |of| workspace = @max(workspace, of(task));
+        if (k.*.scratch) |of| plan.scratch_bytes = @max(plan.scratch_bytes, of(task));
     }
-    plan.scratch_offset = alignUp(workspace);
-    plan.scratch_bytes = alignUp(plan.scratch_bytes);
-    const work = plan.scratch_offset + plan.scratch_bytes * device.pool.n_threads;
-    memory.unmap(plan.work);
-    plan.work = memory.map(work, true) orelse
-        return message.fail(.memory, "The system refused {d} bytes for a plan", .{work});
-    plan.counters = allocator.alloc(std.atomic.Value(u32), n_phases) catch return .memory;
+    // Whole cache lines, and one between threads, so that they share none.
+    plan.scratch_offset = std.mem.alignForward(usize, workspace, cache_line);
+    plan.scratch_bytes = std.mem.alignForward(usize, plan.scratch_bytes, cache_line) + cache_line;
+    const work = plan.scratch_offset + plan.scratch_bytes * device.n_threads;
+    plan.work = try memory.map(work, true, "a plan's workspace", f);
+    plan.counters = allocator.alloc(Counter, n_phases) catch
+        return f.memory(n_phases * @sizeOf(Counter));
     for (plan.tasks) |*task| task.workspace = plan.work.ptr;
-    return .ok;
+    return plan;
 }
 
-fn resolve(plan: *Plan, task: *Task, c: command.Command, data: []const u8, message: *Message) Status {
+fn resolve(
+    plan: *Plan,
+    task: *Task,
+    index: u32,
+    c: command.Command,
+    operands: []align(1) const command.Operand,
+    f: *Failure,
+) Rejected!void {
     const header = plan.header;
     task.* = std.mem.zeroes(Task);
     task.op = c.op;
@@ -132,130 +158,38 @@ fn resolve(plan: *Plan, task: *Task, c: command.Command, data: []const u8, messa
     task.step = &plan.step;
     task.slot_bytes = header.slot_bytes;
     task.page_bytes = header.page_bytes;
+    task.n_threads = plan.device.n_threads;
     task.capacity = .{ 1, header.max_tokens, header.max_seqs, header.max_logits };
-    for (c.operands[0..c.n_operands], 0..) |index, i| {
-        if (index == command.absent) continue;
-        const place = @sizeOf(command.PlanHeader) + index * @sizeOf(command.Operand);
-        const operand = at(command.Operand, data, place);
-        task.operands[i] = operand;
-        task.data[i] = switch (operand.space) {
+    for (c.operands[0..c.n_operands], 0..) |at, place| {
+        if (at == command.absent) continue;
+        const operand = operands[at];
+        task.operands[place] = operand;
+        task.data[place] = switch (operand.space) {
             .arena => plan.arena.ptr + operand.offset,
-            .weight => weight(plan, operand, message) orelse return .stale,
-            // Bound when a run starts; until then any address that is not null.
-            .output, .state, .kv, .step => @ptrFromInt(64),
+            .weight => try weight(plan, operand, f),
+            .output, .state, .kv, .step => late: {
+                plan.late.append(allocator, .{
+                    .task = index,
+                    .place = @intCast(place),
+                    .space = operand.space,
+                    .offset = operand.offset,
+                }) catch return f.memory(@sizeOf(Late));
+                // Any address: kernels ask about their needs now, and only whether it is given.
+                break :late plan.arena.ptr;
+            },
         };
     }
-    return .ok;
 }
 
-fn weight(plan: *Plan, operand: command.Operand, message: *Message) ?[*]u8 {
-    if (handle.get(memory.Buffer, operand.buffer)) |buffer| {
-        if (keep(plan, &buffer.object)) return buffer.pages.ptr + operand.offset;
+fn weight(plan: *Plan, operand: command.Operand, f: *Failure) Rejected![*]u8 {
+    const object = try handle.getAny(operand.buffer, f);
+    {
+        errdefer object.release();
+        if (weightMemory(object) == null)
+            return f.set(.stale, "Expected a buffer or file but found {d}", .{operand.buffer});
+        plan.users.ensureUnusedCapacity(allocator, 1) catch return f.memory(@sizeOf(usize));
     }
-    if (handle.get(memory.File, operand.buffer)) |file| {
-        if (keep(plan, &file.object)) return @constCast(file.pages.ptr) + operand.offset;
-    }
-    _ = message.fail(.stale, "Expected a buffer or file but found handle {d}", .{operand.buffer});
-    return null;
-}
-
-/// Keeps an object as long as the plan; each only once.
-fn keep(plan: *Plan, object: *handle.Object) bool {
-    for (plan.users.items) |user| {
-        if (user != object) continue;
-        object.release();
-        return true;
-    }
-    plan.users.append(allocator, object) catch {
-        object.release();
-        return false;
-    };
-    return true;
-}
-
-/// The buffers of a run.
-pub const Bindings = struct { state: ?[*]u8, kv: ?[*]u8, output: ?[*]u8 };
-
-/// Points every operand that depends on the run at its memory.
-pub fn bind(plan: *Plan, bindings: Bindings, step: kernel.Step) void {
-    plan.step = step;
-    for (plan.tasks) |*task| {
-        for (0..task.n_operands) |i| {
-            if (task.data[i] == null) continue;
-            const operand = task.operands[i];
-            switch (operand.space) {
-                .arena, .weight => {},
-                .output => task.data[i] = bindings.output.? + operand.offset,
-                .state => task.data[i] = bindings.state.? + operand.offset,
-                .kv => task.data[i] = bindings.kv.? + operand.offset,
-                .step => task.data[i] = stepArray(&plan.step, operand.offset),
-            }
-        }
-    }
-}
-
-fn stepArray(step: *const kernel.Step, field: u64) ?[*]u8 {
-    inline for (@typeInfo(command.StepField).@"enum".fields) |f| {
-        if (f.value == field) return @ptrCast(@field(step, f.name));
-    }
-    return null;
-}
-
-/// Fills the arena with NaN, so that a value read before it is written shows.
-pub fn poison(plan: *Plan) void {
-    @memset(plan.arena, 0xff);
-}
-
-/// Executes the plan once on all threads of its device, whose turn the caller holds.
-/// Stops between two phases once `cancel` is set. Answers whether it ran to its end.
-pub fn run(plan: *Plan, cancel: *const std.atomic.Value(bool)) !bool {
-    if (builtin.mode == .Debug) poison(plan);
-    for (plan.counters) |*counter| counter.store(0, .monotonic);
-    var r: Run = .{ .plan = plan, .cancel = cancel };
-    try plan.device.pool.together(&r, Run.thread);
-    return !r.stop;
-}
-
-const Run = struct {
-    plan: *Plan,
-    cancel: *const std.atomic.Value(bool),
-    stop: bool = false,
-
-    fn thread(context: *anyopaque, index: u32) void {
-        const r: *Run = @ptrCast(@alignCast(context));
-        const plan = r.plan;
-        const pool = &plan.device.pool;
-        const scratch = plan.work.ptr + plan.scratch_offset + index * plan.scratch_bytes;
-        var counter: usize = 0;
-        for (plan.tasks, plan.kernels) |*task, k| {
-            for (0..k.n_phases) |phase| {
-                share(task, k, @intCast(phase), &plan.counters[counter], pool.width(), scratch);
-                counter += 1;
-                pool.barrier.meet(r, decide);
-                if (r.stop) return;
-            }
-        }
-    }
-
-    fn decide(r: *Run) void {
-        r.stop = r.cancel.load(.monotonic);
-    }
-};
-
-/// Takes units of one phase from the shared counter until none are left.
-fn share(
-    task: *const Task,
-    k: *const Kernel,
-    phase: u32,
-    counter: *std.atomic.Value(u32),
-    width: u32,
-    scratch: [*]u8,
-) void {
-    const units = k.units(task, phase);
-    const grain = @max(1, units / (width * 8));
-    while (true) {
-        const begin = counter.fetchAdd(grain, .monotonic);
-        if (begin >= units) return;
-        k.run(task, phase, begin, @min(units, begin + grain), scratch);
-    }
+    const kept = std.mem.indexOfScalar(*handle.Object, plan.users.items, object) != null;
+    if (kept) object.release() else plan.users.appendAssumeCapacity(object);
+    return @constCast(weightMemory(object).?.ptr) + operand.offset;
 }

@@ -1,40 +1,50 @@
 //! A pool of threads that work together on one thing at a time: every thread runs the same function,
-//! takes units from a shared counter and meets the others at barriers.
+//! takes units from a shared counter and meets the others at barriers. Threads are started by the
+//! first work, spin a little after each so that the next finds them awake, and then sleep.
 
 const std = @import("std");
 const sync = @import("sync.zig");
 
-/// Spins of a waiting thread before it gives its core away, and before it sleeps.
-const spins_hot = 2000;
-const yields_max = 200;
+/// Looks of a waiting thread before it gives its core away at each, and before it sleeps. The first
+/// are some ten microseconds together.
+const looks_hot = 1000;
+const looks_yielding = 300;
 
-pub const max_threads = 256;
+pub const max_threads = 1024;
+const cache_line = std.atomic.cache_line;
 
 pub const Pool = struct {
+    /// Threads that take part, the caller's included; fewer where the system refuses some.
     n_threads: u32,
     /// One run at a time, in the order of asking.
-    turn: sync.TicketLock = .{},
+    turn: sync.FairLock = .{},
     workers: [max_threads]std.Thread = undefined,
     n_started: u32 = 0,
     mutex: sync.Mutex = .{},
     wake: sync.Condition = .{},
-    epoch: std.atomic.Value(u32) = .init(0),
     sleeping: std.atomic.Value(u32) = .init(0),
     stopping: bool = false,
     work: Work = undefined,
-    running: std.atomic.Value(u32) = .init(0),
-    barrier: Barrier = .{},
+    epoch: std.atomic.Value(u32) align(cache_line) = .init(0),
+    running: std.atomic.Value(u32) align(cache_line) = .init(0),
+    barrier: Barrier align(cache_line) = .{},
 
     const Work = struct { context: *anyopaque, run: *const fn (*anyopaque, u32) void };
 
     /// Runs `run(context, i)` on every thread i, the caller's being 0; returns when all have ended.
     /// The caller holds `turn`.
-    pub fn together(p: *Pool, context: *anyopaque, run: *const fn (*anyopaque, u32) void) !void {
-        try p.start();
-        p.barrier.n_threads = p.n_started + 1;
+    pub fn together(p: *Pool, context: anytype, comptime run: fn (@TypeOf(context), u32) void) void {
+        p.start();
+        p.barrier.n_threads = p.width();
         if (p.n_started > 0) {
-            p.work = .{ .context = context, .run = run };
+            const Erased = struct {
+                fn call(erased: *anyopaque, index: u32) void {
+                    run(@ptrCast(@alignCast(erased)), index);
+                }
+            };
+            p.work = .{ .context = context, .run = Erased.call };
             p.running.store(p.n_started, .monotonic);
+            // Either this store is seen by a thread on its way to sleep, or that one is seen here.
             _ = p.epoch.fetchAdd(1, .seq_cst);
             if (p.sleeping.load(.seq_cst) > 0) {
                 p.mutex.lock();
@@ -43,22 +53,26 @@ pub const Pool = struct {
             }
         }
         run(context, 0);
-        var waited: u32 = 0;
-        while (p.running.load(.acquire) != 0) relax(&waited);
+        var looks: u32 = 0;
+        while (p.running.load(.acquire) != 0) relax(&looks);
     }
 
-    /// Threads that take part, the caller's included.
+    /// Threads that take part in `together`, once `start` has run.
     pub fn width(p: *const Pool) u32 {
         return p.n_started + 1;
     }
 
-    fn start(p: *Pool) !void {
+    /// Starts what threads are missing.
+    pub fn start(p: *Pool) void {
         while (p.n_started + 1 < p.n_threads) : (p.n_started += 1) {
-            p.workers[p.n_started] = try std.Thread.spawn(
+            p.workers[p.n_started] = std.Thread.spawn(
                 .{ .stack_size = 1 << 20 },
                 serve,
                 .{ p, p.n_started + 1, p.epoch.load(.monotonic) },
-            );
+            ) catch {
+                p.n_threads = p.n_started + 1;
+                return;
+            };
         }
     }
 
@@ -84,10 +98,10 @@ pub const Pool = struct {
     }
 
     fn awaitEpoch(p: *Pool, seen: u32) void {
-        var waited: u32 = 0;
-        while (waited < spins_hot + yields_max) {
+        var looks: u32 = 0;
+        while (looks < looks_hot + looks_yielding) {
             if (p.epoch.load(.acquire) != seen) return;
-            relax(&waited);
+            relax(&looks);
         }
         p.mutex.lock();
         defer p.mutex.unlock();
@@ -101,9 +115,10 @@ pub const Pool = struct {
 pub const Barrier = struct {
     n_threads: u32 = 1,
     arrived: std.atomic.Value(u32) = .init(0),
-    phase: std.atomic.Value(u32) = .init(0),
+    phase: std.atomic.Value(u32) align(cache_line) = .init(0),
 
     pub fn meet(b: *Barrier, context: anytype, comptime last: fn (@TypeOf(context)) void) void {
+        if (b.n_threads == 1) return last(context);
         const phase = b.phase.load(.monotonic);
         if (b.arrived.fetchAdd(1, .acq_rel) + 1 == b.n_threads) {
             b.arrived.store(0, .monotonic);
@@ -111,13 +126,13 @@ pub const Barrier = struct {
             b.phase.store(phase +% 1, .release);
             return;
         }
-        var waited: u32 = 0;
-        while (b.phase.load(.acquire) == phase) relax(&waited);
+        var looks: u32 = 0;
+        while (b.phase.load(.acquire) == phase) relax(&looks);
     }
 };
 
 /// Waits a little: hot at first, then leaving the core to whoever else wants it.
-fn relax(waited: *u32) void {
-    waited.* +|= 1;
-    if (waited.* < spins_hot) std.atomic.spinLoopHint() else std.Thread.yield() catch {};
+fn relax(looks: *u32) void {
+    looks.* +|= 1;
+    if (looks.* < looks_hot) std.atomic.spinLoopHint() else std.Thread.yield() catch {};
 }

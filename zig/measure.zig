@@ -1,0 +1,54 @@
+//! The job that measures this machine with a device's threads.
+
+const std = @import("std");
+const cpu = @import("cpu/measure.zig");
+const job = @import("job.zig");
+const memory = @import("memory.zig");
+const ring = @import("ring.zig");
+const status = @import("status.zig");
+const Failure = status.Failure;
+const Rejected = status.Rejected;
+const allocator = std.heap.c_allocator;
+
+/// The four rates, as i32.
+const n_values = 8;
+
+pub fn prepare(c: *job.Context, data: []const u8, f: *Failure) Rejected!void {
+    if (data.len > 0)
+        return f.set(.invalid, "Expected no data to measure with but found {d} bytes", .{data.len});
+    c.total = 1;
+    c.ring = try ring.Ring.make(n_values, 1, f);
+}
+
+pub fn run(c: *job.Context, f: *Failure) Rejected!void {
+    const pages = try memory.map(cpu.memory_bytes, true, "a measurement", f);
+    defer memory.unmap(pages);
+    const shared = allocator.create(cpu.Shared) catch return f.memory(@sizeOf(cpu.Shared));
+    defer allocator.destroy(shared);
+    const device = c.device;
+    if (!device.pool.turn.lock(&c.cancel)) return f.set(.cancelled, "Cancelled", .{});
+    {
+        defer device.pool.turn.unlock();
+        @memset(pages, 1);
+        shared.* = std.mem.zeroes(cpu.Shared);
+        shared.memory = pages.ptr;
+        shared.bytes = pages.len;
+        device.pool.start();
+        shared.n_threads = @min(device.pool.width(), cpu.max_threads);
+        var m: Measurement = .{ .shared = shared, .part = device.kernels.measure };
+        device.pool.together(&m, Measurement.thread);
+    }
+    c.done.store(1, .monotonic);
+    const rates = [4]f64{ shared.read_rate, shared.fma_rate, 0, 0 };
+    const values: [n_values]i32 = @bitCast(rates);
+    if (!c.push(&values)) return f.set(.cancelled, "Cancelled", .{});
+}
+
+const Measurement = struct {
+    shared: *cpu.Shared,
+    part: *const fn (*cpu.Shared, u32) callconv(.c) void,
+
+    fn thread(m: *Measurement, index: u32) void {
+        if (index < m.shared.n_threads) m.part(m.shared, index);
+    }
+};

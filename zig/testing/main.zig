@@ -1,0 +1,8 @@
+//! The tests of the core: through the exports, as JavaScript calls them, and of its parts.
+
+test {
+    _ = @import("../abi.zig");
+    _ = @import("../memory.zig");
+    _ = @import("../ring.zig");
+    _ = @import("../validate.zig");
+}

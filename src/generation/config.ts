@@ -1,6 +1,7 @@
 /** GenerationConfig: how to generate, with HF's field names and defaults. */
 
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
+import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { checkOptions } from "../modeling/options.ts";
 
@@ -85,9 +86,13 @@ export class GenerationConfig {
   }
 
   /** Reads the folder's generation_config.json; defaults where there is none. */
-  static from_pretrained(dir: string): Promise<GenerationConfig> {
+  static async from_pretrained(dir: string): Promise<GenerationConfig> {
+    return await Promise.resolve(dir).then(GenerationConfig.#read);
+  }
+
+  static #read(dir: string): GenerationConfig {
     const path = join(dir, file_name);
-    if (!existsSync(path)) return Promise.resolve(new GenerationConfig());
+    if (!existsSync(path)) return new GenerationConfig();
     let parsed: unknown;
     try {
       parsed = JSON.parse(readFileSync(path, "utf8"));
@@ -108,14 +113,13 @@ export class GenerationConfig {
       }
       (steers ? fields : others)[name] = value;
     }
-    return Promise.resolve(new GenerationConfig(fields, others));
+    return new GenerationConfig(fields, others);
   }
 
   /** Writes generation_config.json into a folder. */
-  save_pretrained(dir: string): Promise<void> {
-    mkdirSync(dir, { recursive: true });
-    writeFileSync(join(dir, file_name), JSON.stringify(this, null, 2) + "\n");
-    return Promise.resolve();
+  async save_pretrained(dir: string): Promise<void> {
+    await mkdir(dir, { recursive: true });
+    await writeFile(join(dir, file_name), JSON.stringify(this, null, 2) + "\n");
   }
 
   toJSON(): Record<string, unknown> {

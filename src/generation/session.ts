@@ -78,7 +78,7 @@ export class Session {
       const sequences = pieces.map((piece, i): RunSequence => {
         const start = past[piece.sequence] + piece.begin;
         return {
-          slot: piece.sequence,
+          row: piece.sequence,
           past: start,
           ids: this.rows[piece.sequence].ids.slice(start, start + piece.count),
           positions: Array.from({ length: piece.count }, (_, t) => start + t),
@@ -229,7 +229,7 @@ export class Session {
   /** Every row with its last id. */
   #sequences(history: boolean): RunSequence[] {
     return this.rows.map((row, r) => ({
-      slot: r,
+      row: r,
       past: this.cache.lengths[r],
       ids: [row.ids[row.ids.length - 1]],
       positions: [this.cache.lengths[r]],

@@ -4,21 +4,21 @@ import type { Buffer, Device } from "../device.ts";
 import { type DataSource, Tensor } from "../graph/tensor.ts";
 import { page_tokens, panel } from "../native/bindings.gen.ts";
 import type { CacheLayout } from "./cache_layout.ts";
-
-/** Memory grows by doubling from this many pages. */
-const pages_min = 4;
+import { PagePool } from "./page_pool.ts";
 
 /**
  * HF's hybrid cache: convolution and SSM states for the Mamba layers, keys and values for the
- * attention layers. Row r of a batch owns slot r; its pages come from a shared pool.
+ * attention layers. Each row of a batch has a slot for its states and pages from a pool; after
+ * `reorder_cache` rows share the full pages of a common past, which nobody writes any more.
  */
 export class HybridMambaAttentionDynamicCache {
   /** Tokens that each row has in the cache. */
   readonly lengths: number[];
   #state: Buffer;
-  #kv: Buffer | undefined;
-  #pages: number[][];
-  #free: number[] = [];
+  /** Slot of each row, and slots that no row has. */
+  #slots: number[];
+  #free_slots: number[] = [];
+  #pages: PagePool;
   #in_use = false;
   #disposed = false;
 
@@ -29,7 +29,8 @@ export class HybridMambaAttentionDynamicCache {
     }
     this.#state = device.createBuffer(Math.max(64, layout.slot_bytes * batch_size));
     this.lengths = new Array(batch_size).fill(0);
-    this.#pages = Array.from({ length: batch_size }, () => []);
+    this.#slots = Array.from({ length: batch_size }, (_, row) => row);
+    this.#pages = new PagePool(device, layout.page_bytes, batch_size);
   }
 
   /** HF's get_seq_length: tokens in the cache, the longest row's unless a row is named. */
@@ -39,7 +40,7 @@ export class HybridMambaAttentionDynamicCache {
 
   /** Native bytes held. */
   get bytes(): number {
-    return this.#state.byteLength + (this.#kv?.byteLength ?? 0);
+    return this.#state.byteLength + this.#pages.bytes;
   }
 
   get disposed(): boolean {
@@ -49,7 +50,7 @@ export class HybridMambaAttentionDynamicCache {
   /** Handles for a job. */
   get handles(): { state: number; kv: number } {
     this.#check();
-    return { state: this.#state.handle, kv: this.#kv?.handle ?? 0 };
+    return { state: this.#state.handle, kv: this.#pages.handle };
   }
 
   /**
@@ -59,17 +60,17 @@ export class HybridMambaAttentionDynamicCache {
    */
   reserve(lengths: readonly number[]): void {
     this.#check();
-    if (this.layout.page_bytes === 0) return;
-    const missing = lengths.map((n, r) => Math.ceil(n / page_tokens) - this.#pages[r].length);
-    this.#growPool(missing.reduce((sum, n) => sum + Math.max(0, n), 0));
-    for (const [row, n] of missing.entries()) {
-      for (let i = 0; i < n; i++) this.#pages[row].push(this.#free.pop()!);
-    }
+    this.#pages.reserve(lengths);
+  }
+
+  /** Slot of a row's states. */
+  slot(row: number): number {
+    return this.#slots[row];
   }
 
   /** Page numbers of a row, in order. */
   pages(row: number): readonly number[] {
-    return this.#pages[row];
+    return this.#pages.row(row);
   }
 
   /** Marks the cache as taken by a running call. @throws {TypeError} when it is taken already */
@@ -109,18 +110,25 @@ export class HybridMambaAttentionDynamicCache {
     return copy;
   }
 
-  /** HF's reorder_cache: row i becomes what row `beam_idx[i]` was. */
+  /**
+   * HF's reorder_cache: row i becomes what row `beam_idx[i]` was. A parent's slot goes to its first
+   * child, only further children copy it; full pages are shared, only pages still to be written are
+   * copied.
+   *
+   * @throws {RangeError} for a row that is not there
+   */
   reorder_cache(beam_idx: readonly number[]): void {
+    this.#check();
+    if (beam_idx.length !== this.batch_size || beam_idx.some((row) => !(row in this.lengths))) {
+      throw new RangeError(
+        `Expected ${this.batch_size} rows below ${this.batch_size} but found [${beam_idx}]`,
+      );
+    }
     if (beam_idx.every((row, i) => row === i)) return;
-    const next = this.select(beam_idx);
-    const longest = this.#pages.map((pages) => pages.length * page_tokens);
-    [this.#state, next.#state] = [next.#state, this.#state];
-    [this.#kv, next.#kv] = [next.#kv, this.#kv];
-    this.#pages = next.#pages;
-    this.#free = next.#free;
-    next.lengths.forEach((n, i) => this.lengths[i] = n);
-    next.dispose();
-    this.reserve(longest);
+    this.#reorderSlots(beam_idx);
+    this.#pages.reorder(beam_idx, this.lengths);
+    const lengths = [...this.lengths];
+    for (const [i, row] of beam_idx.entries()) this.lengths[i] = lengths[row];
   }
 
   /** One layer's states of one row in HF's shapes, read when asked for. */
@@ -189,7 +197,7 @@ export class HybridMambaAttentionDynamicCache {
     if (this.#disposed) return;
     this.#disposed = true;
     this.#state.dispose();
-    this.#kv?.dispose();
+    this.#pages.dispose();
   }
 
   [Symbol.dispose](): void {
@@ -200,40 +208,55 @@ export class HybridMambaAttentionDynamicCache {
     if (this.#disposed) throw new TypeError("Cannot use past_key_values: it has been disposed of");
   }
 
-  #growPool(wanted: number): void {
-    if (wanted <= this.#free.length) return;
-    const { page_bytes } = this.layout;
-    const before = this.#kv ? Math.floor(this.#kv.byteLength / page_bytes) : 0;
-    const after = Math.max(pages_min, before + wanted - this.#free.length, before * 2);
-    const grown = this.device.createBuffer(after * page_bytes);
-    if (this.#kv) {
-      const span = { srcOffset: 0, dstOffset: 0, bytes: before * page_bytes };
-      this.device.native.copyBuffer(this.#kv.handle, grown.handle, [span]);
-      this.#kv.dispose();
-    }
-    this.#kv = grown;
-    for (let page = after - 1; page >= before; page--) this.#free.push(page);
+  #reorderSlots(beam_idx: readonly number[]): void {
+    const { slot_bytes } = this.layout;
+    if (slot_bytes === 0) return;
+    const before = this.#slots;
+    const kept = new Set(beam_idx.map((row) => before[row]));
+    this.#free_slots.push(...before.filter((slot) => !kept.has(slot)));
+    const copies = beam_idx.length - kept.size;
+    if (copies > this.#free_slots.length) this.#growSlots();
+    const taken = new Set<number>();
+    const spans: { srcOffset: number; dstOffset: number; bytes: number }[] = [];
+    this.#slots = beam_idx.map((row) => {
+      const slot = before[row];
+      if (!taken.has(slot)) {
+        taken.add(slot);
+        return slot;
+      }
+      const copy = this.#free_slots.pop()!;
+      const [srcOffset, dstOffset] = [slot * slot_bytes, copy * slot_bytes];
+      spans.push({ srcOffset, dstOffset, bytes: slot_bytes });
+      return copy;
+    });
+    const { handle } = this.#state;
+    if (spans.length > 0) this.device.native.copyBuffer(handle, handle, spans);
+  }
+
+  /** Room for one more slot a row. */
+  #growSlots(): void {
+    const { slot_bytes } = this.layout;
+    const count = Math.floor(this.#state.byteLength / slot_bytes);
+    const grown = this.device.createBuffer((count + this.batch_size) * slot_bytes);
+    const span = { srcOffset: 0, dstOffset: 0, bytes: count * slot_bytes };
+    this.device.native.copyBuffer(this.#state.handle, grown.handle, [span]);
+    this.#state.dispose();
+    this.#state = grown;
+    for (let i = 0; i < this.batch_size; i++) this.#free_slots.push(count + i);
   }
 
   #copyRows(from: HybridMambaAttentionDynamicCache, rows: readonly number[]): void {
-    const { slot_bytes, page_bytes } = this.layout;
+    const { slot_bytes } = this.layout;
     const native = this.device.native;
     if (slot_bytes > 0) {
       const spans = rows.map((row, i) => ({
-        srcOffset: row * slot_bytes,
-        dstOffset: i * slot_bytes,
+        srcOffset: from.#slots[row] * slot_bytes,
+        dstOffset: this.#slots[i] * slot_bytes,
         bytes: slot_bytes,
       }));
       native.copyBuffer(from.#state.handle, this.#state.handle, spans);
     }
-    const spans = rows.flatMap((row, i) =>
-      this.#pages[i].map((page, p) => ({
-        srcOffset: from.#pages[row][p] * page_bytes,
-        dstOffset: page * page_bytes,
-        bytes: page_bytes,
-      }))
-    );
-    if (spans.length > 0) native.copyBuffer(from.#kv!.handle, this.#kv!.handle, spans);
+    this.#pages.copyFrom(from.#pages, rows);
   }
 
   #lazy(shape: readonly number[], read: () => Float32Array): Tensor {
@@ -248,7 +271,10 @@ export class HybridMambaAttentionDynamicCache {
     this.#check();
     const out = new Float32Array(tensor.size);
     const storage = tensor.storage as { offset: number };
-    this.#state.read(row * this.layout.slot_bytes + storage.offset, new Uint8Array(out.buffer));
+    this.#state.read(
+      this.#slots[row] * this.layout.slot_bytes + storage.offset,
+      new Uint8Array(out.buffer),
+    );
     return out;
   }
 
@@ -267,9 +293,7 @@ export class HybridMambaAttentionDynamicCache {
     for (let t = 0; t < length; t++) {
       const at = t % page_tokens;
       if (at === 0) {
-        const number = this.#pages[row][t / page_tokens];
-        const offset = number * this.layout.page_bytes + storage.offset;
-        this.#kv!.read(offset, new Uint8Array(page.buffer));
+        this.#pages.read(row, t, storage.offset, new Uint8Array(page.buffer));
       }
       for (let head = 0; head < kv_heads; head++) {
         for (let d = 0; d < head_dim; d++) {

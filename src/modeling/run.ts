@@ -10,8 +10,8 @@ import { SharedBuffer } from "./rows.ts";
 
 /** A piece of one sequence's tokens, ready to run. */
 export interface RunSequence {
-  /** Cache row, which is its slot. */
-  readonly slot: number;
+  /** Row of the cache. */
+  readonly row: number;
   /** Tokens of the sequence before the piece. */
   readonly past: number;
   /** Absent when embeddings are given. */
@@ -97,9 +97,9 @@ function stepBytes(options: RunOptions, n_steps: number): Uint8Array {
     for (const row of sequence.logit_rows) logit_rows.push(begin + row);
     seq_start.push(seq_of_token.length);
   }
-  const max_pages = Math.max(...sequences.map((s) => cache.pages(s.slot).length));
+  const max_pages = Math.max(...sequences.map((s) => cache.pages(s.row).length));
   const pages = sequences.flatMap((s) => {
-    const own = cache.pages(s.slot);
+    const own = cache.pages(s.row);
     return Array.from({ length: max_pages }, (_, p) => own[p] ?? own[0] ?? 0);
   });
   const histories = sequences.every((s) => s.history);
@@ -111,7 +111,7 @@ function stepBytes(options: RunOptions, n_steps: number): Uint8Array {
     seq_of_token,
     seq_start,
     past_len: sequences.map((s) => s.past),
-    slots: sequences.map((s) => s.slot),
+    slots: sequences.map((s) => cache.slot(s.row)),
     pages,
     logit_rows,
     labels: sequences[0].labels ? sequences.flatMap((s) => s.labels!) : undefined,

@@ -19,7 +19,7 @@ export { AutoConfig } from "./src/models/auto_config.ts";
 export { BambaForCausalLM, BambaModel } from "./src/models/bamba.ts";
 export { BambaConfig } from "./src/models/bamba_config.ts";
 export { HybridMambaAttentionDynamicCache } from "./src/modeling/cache.ts";
-export { type CallInputs } from "./src/modeling/call.ts";
+export { type CallInputs } from "./src/modeling/call_inputs.ts";
 export { type MatrixInput, type ShapedArray } from "./src/modeling/inputs.ts";
 export { ModelOutput } from "./src/modeling/outputs.ts";
 export { PreTrainedModel, type PretrainedOptions } from "./src/modeling/pretrained.ts";

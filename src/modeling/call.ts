@@ -2,62 +2,17 @@
 
 import type { Tensor } from "../graph/tensor.ts";
 import { scan_chunk } from "../native/bindings.gen.ts";
-import { type BatchArguments, cutIntoRuns, type Piece, readBatch } from "./batch.ts";
+import { cutIntoRuns, type Piece, readBatch } from "./batch.ts";
 import { HybridMambaAttentionDynamicCache } from "./cache.ts";
-import { type Matrix, type MatrixInput, readIntegers } from "./inputs.ts";
+import { type Matrix, readIntegers } from "./inputs.ts";
+import { call_names, type CallInputs, type CheckedCall } from "./call_inputs.ts";
 import { checkOptions } from "./options.ts";
 import { ModelOutput } from "./outputs.ts";
 import { bucket, type PlanRequest } from "./plans.ts";
-import { type CheckedCall, Results } from "./results.ts";
+import { Results } from "./results.ts";
 import type { SharedBuffer } from "./rows.ts";
 import { startRun } from "./run.ts";
 import type { ModelRuntime } from "./runtime.ts";
-
-/** Arguments of `call`; HF's names. */
-export interface CallInputs extends BatchArguments {
-  /** (batch, positions) */
-  input_ids?: MatrixInput;
-  /** (batch, positions, hidden_size) instead of input_ids */
-  inputs_embeds?: Tensor;
-  past_key_values?: HybridMambaAttentionDynamicCache;
-  /** (batch, positions); -100 counts nothing. Shifted inside, as in HF. */
-  labels?: MatrixInput;
-  /** Divides the summed loss instead of the number of labels. */
-  num_items_in_batch?: number;
-  /** Return the cache; the config's `use_cache` by default. */
-  use_cache?: boolean;
-  output_hidden_states?: boolean;
-  output_attentions?: boolean;
-  /** 0 keeps all positions, a number the last ones, a list these. */
-  logits_to_keep?: number | readonly number[];
-  /** Tokens run at once, rounded up to a multiple of the scan's chunk of 64; 512 by default. */
-  prefill_chunk_size?: number;
-  signal?: AbortSignal;
-  /** Named activations to return, for tests: "layer0.in_proj". */
-  taps?: readonly string[];
-}
-
-const known = [
-  "input_ids",
-  "inputs_embeds",
-  "attention_mask",
-  "position_ids",
-  "past_key_values",
-  "labels",
-  "num_items_in_batch",
-  "use_cache",
-  "output_hidden_states",
-  "output_attentions",
-  "logits_to_keep",
-  "seq_idx",
-  "cu_seq_lens_q",
-  "cu_seq_lens_k",
-  "max_length_q",
-  "max_length_k",
-  "prefill_chunk_size",
-  "signal",
-  "taps",
-] as const;
 
 const chunk_default = 512;
 
@@ -75,7 +30,7 @@ export function prefillChunk(size: number = chunk_default): number {
  * @throws {TypeError | RangeError} in sentences that name the argument and the value found
  */
 export async function callModel(runtime: ModelRuntime, inputs: CallInputs): Promise<ModelOutput> {
-  checkOptions("call", inputs, known);
+  checkOptions("call", inputs, call_names);
   inputs.signal?.throwIfAborted();
   const call = await checkCall(runtime, inputs);
   const { cache, batch } = call;

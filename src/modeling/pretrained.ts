@@ -11,7 +11,8 @@ import {
   type WeightSpec,
 } from "../weights/load.ts";
 import { CacheLayout, type LayerCacheSpec } from "./cache_layout.ts";
-import { type CallInputs, callModel } from "./call.ts";
+import { callModel } from "./call.ts";
+import type { CallInputs } from "./call_inputs.ts";
 import type { ForwardInputs, ForwardOutputs } from "./forward.ts";
 import { checkOptions } from "./options.ts";
 import type { ModelOutput } from "./outputs.ts";

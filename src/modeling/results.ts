@@ -1,30 +1,14 @@
 /** What a call gives back: the outputs of its runs, gathered into the caller's frame. */
 
 import type { Tensor } from "../graph/tensor.ts";
-import type { Batch, Piece } from "./batch.ts";
-import type { HybridMambaAttentionDynamicCache } from "./cache.ts";
-import type { CallInputs } from "./call.ts";
-import type { Matrix } from "./inputs.ts";
+import type { Piece } from "./batch.ts";
+import type { CheckedCall } from "./call_inputs.ts";
 import { crossEntropyLoss, type LossRows } from "./loss.ts";
 import type { OutputFields } from "./outputs.ts";
 import type { Kept, PlanRequest } from "./plans.ts";
 import { readRows, resultTensor, type Segment, type SharedBuffer } from "./rows.ts";
 import type { RunSequence } from "./run.ts";
 import type { ModelRuntime } from "./runtime.ts";
-
-/** A call whose arguments are checked. */
-export interface CheckedCall {
-  readonly inputs: CallInputs;
-  readonly ids: Matrix | undefined;
-  readonly embeds: Float32Array | undefined;
-  readonly labels: Matrix | undefined;
-  readonly batch: Batch;
-  readonly cache: HybridMambaAttentionDynamicCache;
-  /** Tokens in the cache before this call, for each sequence. */
-  readonly past: readonly number[];
-  /** Frame columns whose logits are kept, rising. */
-  readonly kept_columns: readonly number[];
-}
 
 /** Gathers the outputs of a call's runs. */
 export class Results {

@@ -2,20 +2,20 @@
 //
 // Contract: q (batch, heads*128) bf16; pages bf16 [page][kv_head][64][128], k and v apart; sequence b attends
 //   to positions 0 .. past_len[b] (its own key is in the pages already). out (batch, heads*128) bf16.
-//   Spans of 512 keys from position 0, a page a warp: a row's bits depend on nothing but its sequence.
+//   Spans of 1024 keys from position 0, two pages a warp: a row's bits depend on nothing but its sequence.
 //   Work space: `partial` f32 (batch, heads, max_splits, 132) and `arrived` u32 (batch, kv_heads), zeros
 //   before the first launch, left as zeros. heads / kv_heads is 1, 2, 4 or 8.
 //
 // Bytes: kv_heads * 512 a key. Floor: that over the read bandwidth.
 // Ideas: - every thread copies the 16-byte pieces that it needs itself into its own ring in shared memory
-//          (cp.async, as in linear_decode): 96 KB a block always in flight, k running on into v, no barrier;
+//          (cp.async, as in linear_decode): 48 KB a block always in flight, k running on into v, no barrier;
 //        - scores on tensor cores: a piece of a key's row is a B fragment of mma.m16n8k16 once the channels
 //          of q are permuted the same way; values half a warp a row, probabilities from shared memory;
 //        - all heads of a group share one pass over k and v;
 //        - pages before the last are asked for before the kernel in front is waited for: it (rope_append)
 //          writes only the last position, and must not write past_len or pages;
 //        - the last block of a group to arrive combines: no second launch.
-// Launch: 256 threads, grid (max_splits, kv_heads, batch), dynamic smem 98304.
+// Launch: 256 threads, grid (max_splits, kv_heads, batch), dynamic smem 65536.
 #include "common.cuh"
 
 struct DecodeAttentionArgs {
@@ -32,43 +32,47 @@ struct DecodeAttentionArgs {
     float scale;
 };
 
-constexpr int HD = 128, PAGE = 64, WARPS = 8, SPAN = WARPS * PAGE, RECORD = HD + 4;
+constexpr int HD = 128, PAGE = 64, WARPS = 8, RUN = 2, SPAN = RUN * WARPS * PAGE, RECORD = HD + 4;
 
-constexpr int SLOTS = 6, STEPS = 16, STEP_BYTES = 2048;  // a step: 8 keys' k, then 8 keys' v
+constexpr int Q_PITCH = HD + 32;
+constexpr int SLOTS = 4, STEPS = 16, STEP_BYTES = 2048;  // a step: 8 keys' k, then 8 keys' v
 
 template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
     extern __shared__ __align__(128) uint8_t smem[];  // the rings; then the warps' sums; then span factors
     __shared__ __align__(16) float probs_all[WARPS * REP * PAGE];
+    __shared__ __align__(16) bf16 qs[8 * Q_PITCH];
     __shared__ float ms[WARPS][REP], ls[WARPS][REP], dens[REP];
     __shared__ uint32_t place;
     const int split = blockIdx.x, kv = blockIdx.y, b = blockIdx.z;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int half = lane >> 4, c8 = (lane & 15) * 8;
     const int keys = a.past_len[b] + 1, splits = (keys + SPAN - 1) / SPAN;
-    const int page = split * WARPS + warp, first = page * PAGE;
-    const bool active = first < keys, early = first + PAGE < keys;
-    const bf16 *kp = a.k_pages, *vp = a.v_pages;
-    if (active) {
-        const size_t at = (size_t)a.pages[(size_t)b * a.max_pages + page] * a.page_stride + (size_t)kv * PAGE * HD;
-        kp += at + g * HD + t * 8, vp += at + half * HD + c8;
-    }
-    const uint32_t ring = smem_addr(smem) + warp * SLOTS * STEP_BYTES + lane * 16;
-    auto copy = [&](int step) {
-        if (step < STEPS) {
-            const uint32_t dst = ring + (step % SLOTS) * STEP_BYTES;
+    const int page = (split * WARPS + warp) * RUN, first = page * PAGE;
+    const int n_pages = max(0, min(RUN, (keys - first + PAGE - 1) / PAGE));
+    const bool early = first + PAGE < keys;  // the last position is in a later page
+    const int lane_k = kv * PAGE * HD + g * HD + t * 8, lane_v = kv * PAGE * HD + half * HD + c8;
+    uint32_t ids[RUN];
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                cp_async16(dst + i * 512,
-                           step < 8 ? kp + step * 8 * HD + i * 32 : vp + ((step - 8) * 8 + 2 * i) * HD, true);
-        }
+    for (int i = 0; i < RUN; i++) ids[i] = i < n_pages ? a.pages[(size_t)b * a.max_pages + page + i] : 0;
+    const bf16 *kp = a.k_pages + (long long)ids[0] * a.page_stride + lane_k;
+    const bf16 *vp = a.v_pages + (long long)ids[0] * a.page_stride + lane_v;
+    const uint32_t ring = smem_addr(smem) + warp * SLOTS * STEP_BYTES + lane * 16;
+    auto copy = [&](const bf16* k, const bf16* v, int n) {  // step n of a page
+        const uint32_t dst = ring + (n % SLOTS) * STEP_BYTES;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            cp_async16(dst + i * 512, n < 8 ? k + n * 8 * HD + i * 32 : v + ((n - 8) * 8 + 2 * i) * HD, true);
         cp_async_commit();
     };
     if (early)
 #pragma unroll
-        for (int i = 0; i < SLOTS - 1; i++) copy(i);
+        for (int i = 0; i < SLOTS - 1; i++) copy(kp, vp, i);
     pdl_wait();
     pdl_launch();
     if (split >= splits) return;
+    if (n_pages > 0 && !early)
+#pragma unroll
+        for (int i = 0; i < SLOTS - 1; i++) copy(kp, vp, i);
     const float scale = a.scale * LOG2E;
     float m = -INFINITY, l = 0, o[REP][8];
 #pragma unroll
@@ -76,67 +80,86 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
 #pragma unroll
         for (int e = 0; e < 8; e++) o[r][e] = 0;
     float* probs = probs_all + warp * REP * PAGE;  // [key][REP]
-    if (active) {
-        if (!early)
+    for (int i = threadIdx.x; i < 8 * HD / 8; i += WARPS * 32) {  // rows past REP are zeros
+        const int r = i >> 4, c = (i & 15) * 8;
+        uint4 v = make_uint4(0, 0, 0, 0);
+        if (r < REP) v = load_cg(a.q + (size_t)b * a.q_stride + (kv * REP + r) * HD + c);
+        *(uint4*)(qs + r * Q_PITCH + c) = v;
+    }
+    __syncthreads();
+    const uint32_t q_at = smem_addr(qs) + (g * Q_PITCH + t * 8) * 2;
+    if (n_pages > 0) {
+#pragma unroll 1
+        for (int pg = 0; pg < n_pages; pg++) {
+            const bf16* kn = a.k_pages + (long long)ids[1] * a.page_stride + lane_k;
+            auto ahead = [&](int n) {
+                if (n < STEPS) copy(kp, vp, n);
+                else if (pg + 1 < n_pages) copy(kn, vp, n - STEPS);
+                else cp_async_commit();
+            };
+            float top = m;
+            __syncwarp();  // the page before has read its probabilities
 #pragma unroll
-            for (int i = 0; i < SLOTS - 1; i++) copy(i);
-        uint4 q[4];
+            for (int n = 0; n < 8; n++) {
+                cp_async_wait<SLOTS - 2>();
+                uint4 k[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            q[i] = make_uint4(0, 0, 0, 0);
-            if (g < REP) q[i] = load_cg(a.q + (size_t)b * a.q_stride + (kv * REP + g) * HD + i * 32 + t * 8);
+                for (int i = 0; i < 4; i++) k[i] = lds128(ring + (n % SLOTS) * STEP_BYTES + i * 512);
+                ahead(n + SLOTS - 1);
+                float c[4] = {0, 0, 0, 0};
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const uint4 q = lds128(q_at + i * 64);
+                    mma_bf16(c, q.x, 0, q.y, 0, k[i].x, k[i].y);
+                    mma_bf16(c, q.z, 0, q.w, 0, k[i].z, k[i].w);
+                }
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    const float s = first + pg * PAGE + 8 * n + 2 * t + j < keys ? c[j] : -INFINITY;
+                    top = fmaxf(top, s);
+                    if (g < REP) probs[(8 * n + 2 * t + j) * REP + g] = s;  // registers are short: scores wait here
+                }
+            }
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+            const float fix = fast_exp2((m - top) * scale);
+            m = top, l *= fix;
+            if (g < REP)
+#pragma unroll
+                for (int n = 0; n < 16; n++) {  // this thread's own entries
+                    float* e = probs + (8 * (n >> 1) + 2 * t + (n & 1)) * REP + g;
+                    const float p = fast_exp2((*e - m) * scale);
+                    l += p, *e = p;
+                }
+#pragma unroll
+            for (int r = 0; r < REP; r++) {
+                const float f = __shfl_sync(~0u, fix, 4 * r);
+#pragma unroll
+                for (int x = 0; x < 8; x++) o[r][x] *= f;
+            }
+            __syncwarp();
+#pragma unroll
+            for (int n = 8; n < STEPS; n++) {
+                cp_async_wait<SLOTS - 2>();
+                uint4 v[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) v[i] = lds128(ring + (n % SLOTS) * STEP_BYTES + i * 512);
+                ahead(n + SLOTS - 1);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float e[8];
+                    unpack8(v[i], e);
+                    const float* p = probs + ((n - 8) * 8 + 2 * i + half) * REP;
+#pragma unroll
+                    for (int r = 0; r < REP; r++)
+#pragma unroll
+                        for (int x = 0; x < 8; x++) o[r][x] += p[r] * e[x];
+                }
+            }
+            kp = kn, vp = a.v_pages + (long long)ids[1] * a.page_stride + lane_v;
         }
-        float s[8][2];
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            cp_async_wait<SLOTS - 2>();
-            uint4 k[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) k[i] = lds128(ring + (n % SLOTS) * STEP_BYTES + i * 512);
-            copy(n + SLOTS - 1);
-            float c[4] = {0, 0, 0, 0};
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                mma_bf16(c, q[i].x, 0, q[i].y, 0, k[i].x, k[i].y);
-                mma_bf16(c, q[i].z, 0, q[i].w, 0, k[i].z, k[i].w);
-            }
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                s[n][j] = first + 8 * n + 2 * t + j < keys ? c[j] : -INFINITY;
-                m = fmaxf(m, s[n][j]);
-            }
-        }
-        m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-        m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const float p = fast_exp2((s[n][j] - m) * scale);
-                l += p;
-                if (g < REP) probs[(8 * n + 2 * t + j) * REP + g] = p;
-            }
         l += __shfl_xor_sync(~0u, l, 1);
         l += __shfl_xor_sync(~0u, l, 2);
-        __syncwarp();
-#pragma unroll
-        for (int n = 8; n < STEPS; n++) {
-            cp_async_wait<SLOTS - 2>();
-            uint4 v[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) v[i] = lds128(ring + (n % SLOTS) * STEP_BYTES + i * 512);
-            copy(n + SLOTS - 1);
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float e[8];
-                unpack8(v[i], e);
-                const float* p = probs + ((n - 8) * 8 + 2 * i + half) * REP;
-#pragma unroll
-                for (int r = 0; r < REP; r++)
-#pragma unroll
-                    for (int x = 0; x < 8; x++) o[r][x] += p[r] * e[x];
-            }
-        }
 #pragma unroll
         for (int r = 0; r < REP; r++)
 #pragma unroll
@@ -209,7 +232,7 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
 }
 
 #define DECODE(REP)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256, REP < 8 ? 2 : 1)                                      \
+    extern "C" __global__ void __launch_bounds__(256, REP < 8 ? 3 : 2)                                      \
         attention_decode_##REP##_bf16(const __grid_constant__ DecodeAttentionArgs a) {                      \
         decode_attention<REP>(a);                                                                           \
     }

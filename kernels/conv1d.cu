@@ -2,16 +2,16 @@
 //
 // Contract: out(t,c) = act(bias(c) + sum_j w(c,j) * in(t - W + 1 + j, c)), in f32, j upwards; inputs before
 //   a sequence's start come from conv_state where past_len > 0, else they are zeros. W <= 4, C a multiple
-//   of 8, rows of 16-byte multiples. seq_of_token, seq_start, past_len and slots as in the step buffer.
+//   of 4, rows of 8-byte multiples. seq_of_token, seq_start, past_len and slots as in the step buffer.
 //   conv_state f32 [slot][W][C] keeps the last W inputs: position p at entry p mod W (see ssm_update.cu).
 //   `conv1d_state` must run after `conv1d` (it overwrites what conv1d reads): one thread a channel.
 //
 // Bytes: T*C*2 in, T*C*2 out. Floor: that over the copy bandwidth.
-// Ideas: - a thread owns 8 neighbouring channels (16-byte accesses) and slides a window of W inputs in
+// Ideas: - a thread owns 4 neighbouring channels (few registers, many threads) and slides a window of W inputs in
 //          registers over RUN tokens: each input is read once, but for W - 1 of RUN from L2;
-//        - inputs of the next 8 tokens are in flight while 8 are computed;
+//        - inputs of the next 8 tokens are in flight while 8 are computed, the first before edges are known;
 //        - sequence edges cost one comparison a token; the window is reloaded only there.
-// Launch: conv1d 128 threads, grid (ceil(C/1024), ceil(T/RUN)); conv1d_state 256, (ceil(C/256), sequences);
+// Launch: conv1d 128 threads, grid (ceil(C/512), ceil(T/32)); conv1d_state 256, (ceil(C/256), sequences);
 //   conv1d_update 256, (ceil(C/256), batch).
 #include "common.cuh"
 
@@ -32,23 +32,26 @@ struct ConvArgs {
 
 constexpr int RUN = 32, AHEAD = 8;
 
-// The input k = 1, 2, 3 positions before the first row of sequence s.
+// The input k = 1, 2, 3 positions before the first row of sequence s, four channels.
 DEVICE void before_start(const ConvArgs& a, int s, int k, int width, int c, float* v) {
     const int past = a.past_len[s];
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = 0;
-    if (past < k) return;
-    const float* p = a.state + a.slots[s] * a.slot_stride + (size_t)((past - k) % width) * a.channels + c;
-    const float4 u = *(const float4*)p, w = *(const float4*)(p + 4);
-    v[0] = u.x, v[1] = u.y, v[2] = u.z, v[3] = u.w, v[4] = w.x, v[5] = w.y, v[6] = w.z, v[7] = w.w;
+    float4 u = make_float4(0, 0, 0, 0);
+    if (past >= k) u = *(const float4*)(a.state + a.slots[s] * a.slot_stride + (size_t)((past - k) % width) * a.channels + c);
+    v[0] = u.x, v[1] = u.y, v[2] = u.z, v[3] = u.w;
 }
+DEVICE uint2 load4_cg(const bf16* p) {
+    uint2 v;
+    asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+DEVICE void unpack4(uint2 w, float* v) { v[0] = bf_lo(w.x), v[1] = bf_hi(w.x), v[2] = bf_lo(w.y), v[3] = bf_hi(w.y); }
 
 template <int W> DEVICE void conv1d(const ConvArgs& a) {
-    const int c = (blockIdx.x * 128 + threadIdx.x) * 8, t0 = blockIdx.y * RUN;
-    float w[W][8], bias[8], win[W - 1][8];
+    const int c = (blockIdx.x * 128 + threadIdx.x) * 4, t0 = blockIdx.y * RUN;
+    float w[W][4], bias[4], win[W - 1][4];
     if (c < a.channels) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < 4; i++) {
             bias[i] = a.bias ? a.bias[c + i] : 0.0f;
 #pragma unroll
             for (int j = 0; j < W; j++) w[j][i] = a.w[(c + i) * W + j];
@@ -58,17 +61,19 @@ template <int W> DEVICE void conv1d(const ConvArgs& a) {
     pdl_launch();
     const int rows = a.rows_ptr ? (int)*a.rows_ptr : a.rows, end = min(t0 + RUN, rows);
     if (c >= a.channels || t0 >= rows) return;
-    int seq = a.seq_of_token[t0], start = a.seq_start[seq], next = a.seq_start[seq + 1];
     const bf16* x = a.x + c;
-#pragma unroll
-    for (int k = 1; k < W; k++) {
-        if (t0 - k >= start) load8(x + (size_t)(t0 - k) * a.x_stride, win[W - 1 - k]);
-        else before_start(a, seq, k - (t0 - start), W, c, win[W - 1 - k]);
-    }
-    uint4 in[AHEAD];
+    uint2 in[AHEAD], early[W - 1];  // asked for before the edges are known
 #pragma unroll
     for (int i = 0; i < AHEAD; i++)
-        if (t0 + i < end) in[i] = load_cg(x + (size_t)(t0 + i) * a.x_stride);
+        if (t0 + i < end) in[i] = load4_cg(x + (size_t)(t0 + i) * a.x_stride);
+#pragma unroll
+    for (int k = 1; k < W; k++) early[k - 1] = t0 >= k ? load4_cg(x + (size_t)(t0 - k) * a.x_stride) : make_uint2(0, 0);
+    int seq = a.seq_of_token[t0], start = a.seq_start[seq], next = a.seq_start[seq + 1];
+#pragma unroll
+    for (int k = 1; k < W; k++) {
+        if (t0 - k >= start) unpack4(early[k - 1], win[W - 1 - k]);
+        else before_start(a, seq, k - (t0 - start), W, c, win[W - 1 - k]);
+    }
     for (int t = t0; t < end; t += AHEAD) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
@@ -80,11 +85,11 @@ template <int W> DEVICE void conv1d(const ConvArgs& a) {
 #pragma unroll
                 for (int k = 1; k < W; k++) before_start(a, seq, k, W, c, win[W - 1 - k]);
             }
-            float v[8], y[8];
-            unpack8(in[i], v);
-            if (t + AHEAD + i < end) in[i] = load_cg(x + (size_t)(t + AHEAD + i) * a.x_stride);
+            float v[4], y[4];
+            unpack4(in[i], v);
+            if (t + AHEAD + i < end) in[i] = load4_cg(x + (size_t)(t + AHEAD + i) * a.x_stride);
 #pragma unroll
-            for (int e = 0; e < 8; e++) {
+            for (int e = 0; e < 4; e++) {
                 float s = bias[e];
 #pragma unroll
                 for (int j = 0; j < W - 1; j++) s += w[j][e] * win[j][e];
@@ -94,7 +99,7 @@ template <int W> DEVICE void conv1d(const ConvArgs& a) {
                 for (int j = 0; j + 1 < W - 1; j++) win[j][e] = win[j + 1][e];
                 win[W - 2][e] = v[e];
             }
-            store8(a.out + (size_t)(t + i) * a.out_stride + c, y);
+            *(uint2*)(a.out + (size_t)(t + i) * a.out_stride + c) = make_uint2(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
         }
     }
 }
@@ -138,7 +143,7 @@ template <int W> DEVICE void conv1d_update(const ConvArgs& a) {
 }
 
 #define CONV(W)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(128, 3) conv1d_w##W##_bf16(const __grid_constant__ ConvArgs a) { \
+    extern "C" __global__ void __launch_bounds__(128, 6) conv1d_w##W##_bf16(const __grid_constant__ ConvArgs a) { \
         conv1d<W>(a);                                                                                       \
     }                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) conv1d_state_w##W##_bf16(const __grid_constant__ ConvArgs a) { \

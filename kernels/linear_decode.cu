@@ -99,6 +99,7 @@ template <int MODE> DEVICE void stage_x(const GemvArgs& a, bf16* xs, Fixed* f) {
 
 template <int MODE, bool SWIGLU, bool STAGED, int STAGES, typename OUT>
 DEVICE void gemv(const GemvArgs& a) {
+    constexpr int AHEAD = STAGES == 5 ? 4 : 8;
     extern __shared__ __align__(128) uint8_t smem[];
     __shared__ Fixed fixed;
     bf16* xs = (bf16*)(smem + STAGES * SLOT_BYTES);
@@ -138,17 +139,18 @@ DEVICE void gemv(const GemvArgs& a) {
     if (MODE != PLAIN)
         for (int i = threadIdx.x * 32; i < a.k; i += THREADS * 32)
             asm volatile("prefetch.global.L1 [%0];" ::"l"(a.norm_weight + i));
-    pdl_wait();
-    pdl_launch();
-    if (t < 2 && c_left > 0) {  // memory works on into L2 while x is fetched
-        const int r = c_tile * TILE_N + g + (!SWIGLU && t ? 8 : 0);
-        const bf16* p = (SWIGLU && t ? a.w2 : a.w) + (size_t)min(r, a.n - 1) * a.k;
-#pragma unroll
-        for (int i = 0; i < 3; i++) {
-            int step = c_step + i < iters ? c_step + i : c_step + i - iters, k = (step * WARPS + warp) * STEP;
-            if (c_it + i < iters && k < a.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + k));
+    if (t < 2) {  // what follows the ring, into L2: memory stays busy while the kernel in front ends and x is fetched
+        int tile_p = c_tile, it = c_it, step = c_step, left = min(c_left, AHEAD);
+        for (; left > 0; left--) {
+            const int r = tile_p * TILE_N + g + (!SWIGLU && t ? 8 : 0), k = (step * WARPS + warp) * STEP;
+            const bf16* p = (SWIGLU && t ? a.w2 : a.w) + (size_t)min(r, a.n - 1) * a.k + k;
+            if (k < a.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+            if (++step == iters) step = 0;
+            if (++it == iters) it = 0, tile_p += gridDim.x, step = (tile_p * 5) % iters;
         }
     }
+    pdl_wait();
+    pdl_launch();
     if (STAGED) stage_x<MODE>(a, xs, &fixed);
 
     int slot = 0, buffer = 0;

@@ -60,14 +60,14 @@ def prefill(p):
 
 
 def decode(p):
-    splits = (max(p["total"]) + 511) // 512
+    splits = (max(p["total"]) + 1023) // 1024
     if "partial" not in p:
         p["partial"] = torch.full((len(p["lens"]), p["heads"], splits, 132), float("nan"), device="cuda")
         p["arrived"] = torch.zeros(len(p["lens"]), p["kvh"], device="cuda", dtype=torch.int32)
     a = DecodeArgs(d.ptr(p["q"]), d.ptr(p["kp"]), d.ptr(p["vp"]), d.ptr(p["out"]), d.ptr(p["partial"]), d.ptr(p["arrived"]),
                    d.ptr(p["past"]), d.ptr(p["pages"]), p["kp"].stride(0), p["heads"], p["kvh"], p["q"].stride(0),
                    p["out"].stride(0), p["pages"].shape[1], splits, 128 ** -0.5)
-    DEC.launch(f"attention_decode_{p['heads'] // p['kvh']}_bf16", (splits, p["kvh"], len(p["lens"])), 256, [a], 98304)
+    DEC.launch(f"attention_decode_{p['heads'] // p['kvh']}_bf16", (splits, p["kvh"], len(p["lens"])), 256, [a], 65536)
 
 
 def reference(p):
@@ -90,7 +90,7 @@ def test(small):
     cases = [([1], [0], 4, 1), ([64], [0], 4, 4), ([129, 2, 0, 63], [0, 100, 5, 64], 8, 2), ([1, 1, 1], [0, 700, 63], 8, 1)]
     if not small:
         cases += [([1134, 151, 130, 3], [0, 64, 1000, 128], 32, 8), ([4128], [0], 8, 2), ([300], [2000], 8, 4),
-                  ([1] * 9, [0, 1, 511, 512, 513, 5000, 63, 64, 4127], 32, 8)]
+                  ([1] * 9, [0, 1, 1023, 1024, 1025, 5000, 63, 64, 4127], 32, 8)]
     for lens, past, heads, kvh in cases:
         p = setup(lens, past, heads, kvh, 2)
         ref = reference(p)

@@ -65,9 +65,9 @@ SHAPES = {"in_proj": (16768, 4096), "out_proj": (4096, 8192), "gate_up": (28672,
 
 
 def bench():
-    for m in (512, 2048, 8192):
+    for m in (128, 256, 512, 2048, 8192):
         for name, (n, k) in SHAPES.items():
-            if m == 512 and name == "lm_head":
+            if m <= 512 and name == "lm_head":
                 continue
             x, w = rnd(m, k), rnd(n, k, scale=k ** -0.5)
             out = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
@@ -80,6 +80,10 @@ def bench():
                 rounds.append((us, peer))
             us, peer = min(r[0] for r in rounds), min(r[1] for r in rounds)
             extra = {}
+            if m <= 512:
+                for wide in (False, True):
+                    other = prepare(x, w, out, wide=wide)
+                    extra["wide_us" if wide else "narrow_us"] = d.graph_us(lambda: [other() for _ in range(reps)], reps, 7)
             if name == "gate_up" and m > 512:
                 half = torch.empty(m, n // 2, device="cuda", dtype=torch.bfloat16)
                 fused = prepare(x, w[:n // 2], half, w2=w[n // 2:])

@@ -39,7 +39,7 @@ def conv(p, which, width, x, out, w, b, state):
     a = ConvArgs(d.ptr(x), d.ptr(out), d.ptr(w), d.ptr(b), d.ptr(state), d.ptr(p["of"]), d.ptr(p["start"]),
                  d.ptr(p["past"]), d.ptr(p["slots"]), None, state.stride(0), rows, ch, x.stride(0),
                  out.stride(0) if out is not None else 0, 1)
-    grid = ((ch + 1023) // 1024, (rows + 31) // 32) if which == "" else ((ch + 255) // 256, len(p["lens"]))
+    grid = ((ch + 511) // 512, (rows + 31) // 32) if which == "" else ((ch + 255) // 256, len(p["lens"]))
     CONV.launch(f"conv1d{which}_w{width}_bf16", grid, 128 if which == "" else 256, [a])
 
 

@@ -1,5 +1,5 @@
-//! A small model with every operation, as the bytes of a plan and of step buffers: what the tests of
-//! validation start from, and what the fuzzer changes.
+//! A small model with every operation, as the bytes of a plan and of step buffers: what the tests
+//! of validation start from, and what the fuzzer changes.
 
 const std = @import("std");
 const command = @import("command");
@@ -7,7 +7,7 @@ const Operand = command.Operand;
 const Allocator = std.mem.Allocator;
 
 pub const abi: u32 = 0xabcd;
-/// The handle of the one weight buffer.
+/// The handle of the one weight buffer, where no other is named.
 pub const weights = 7;
 pub const vocab = 40;
 pub const capacity = [4]u32{ 1, 70, 3, 3 };
@@ -43,6 +43,8 @@ pub const Kind = enum { prefill, decode };
 pub const Builder = struct {
     gpa: Allocator,
     sizes: Sizes = .{},
+    abi: u32 = abi,
+    weights: u32 = weights,
     operands: std.ArrayList(Operand) = .empty,
     commands: std.ArrayList(command.Command) = .empty,
 
@@ -87,7 +89,7 @@ pub const Builder = struct {
         var o = operand(.weight, .fixed, shape);
         o.dtype = dtype;
         o.layout = layout;
-        o.buffer = weights;
+        o.buffer = b.weights;
         const size: u64 = if (dtype == .f32) 4 else 2;
         const n: u64 = if (layout == .row_major) shape[0] else (shape[0] + 15) / 16 * 16;
         const k: u64 = if (shape.len < 2) 1 else (shape[1] + 1) / 2 * 2;
@@ -136,7 +138,7 @@ pub const Builder = struct {
     pub fn bytes(b: *Builder) ![]u8 {
         const header: command.PlanHeader = .{
             .magic = command.plan_magic,
-            .abi = abi,
+            .abi = b.abi,
             .n_operands = @intCast(b.operands.items.len),
             .n_commands = @intCast(b.commands.items.len),
             .max_tokens = capacity[1],
@@ -162,7 +164,11 @@ fn bits(x: f32) u32 {
 
 /// Every operation once or more: one Mamba layer, one attention layer, one gated MLP, all tails.
 pub fn build(gpa: Allocator, kind: Kind) !Builder {
-    var b: Builder = .{ .gpa = gpa };
+    return buildAt(gpa, kind, abi, weights);
+}
+/// The same for another ABI and another weight buffer.
+pub fn buildAt(gpa: Allocator, kind: Kind, abi_hash: u32, handle: u32) !Builder {
+    var b: Builder = .{ .gpa = gpa, .abi = abi_hash, .weights = handle };
     const ids = try b.step(.ids, .tokens);
     const table = try b.weight(.bf16, .row_major, &.{ vocab, hidden });
     const x0 = try b.tokens(hidden);
@@ -209,7 +215,8 @@ fn mamba(b: *Builder, x: u32, kind: Kind) !u32 {
     const inf = bits(std.math.inf(f32));
     try b.emit(ssm, &operands, &.{ heads, head_dim, groups, state, bits(0), inf });
     const gated = try b.tokens(inner);
-    try b.emit(.rms_norm_gated, &.{ y, gate, try b.vector(inner), gated }, &.{ bits(1e-5), groups });
+    const norm = try b.vector(inner);
+    try b.emit(.rms_norm_gated, &.{ y, gate, norm, gated }, &.{ bits(1e-5), groups });
     return b.linear(gated, .bf16, hidden, .{ null, x });
 }
 
@@ -257,7 +264,7 @@ fn tail(b: *Builder, x: u32) !void {
 /// One sequence of a step buffer.
 pub const Seq = struct { past: u32 = 0, tokens: u32 = 1, slot: u32 = 0 };
 
-/// A step buffer that `build`'s plans accept, all arrays given. Sequence s owns pages 2s and 2s + 1.
+/// A step buffer that `build`'s plans accept, all arrays given. Sequence s has pages 2s, 2s + 1.
 pub fn stepBytes(gpa: Allocator, seqs: []const Seq) ![]u8 {
     var n: u32 = 0;
     for (seqs) |s| n += s.tokens;
@@ -279,8 +286,9 @@ pub fn stepBytes(gpa: Allocator, seqs: []const Seq) ![]u8 {
         try w.field(field, seqs, n);
     }
     header.bytes = @intCast(w.list.items.len * 4);
-    @memcpy(std.mem.sliceAsBytes(w.list.items)[0..@sizeOf(command.StepHeader)], std.mem.asBytes(&header));
-    return gpa.dupe(u8, std.mem.sliceAsBytes(w.list.items));
+    const bytes = std.mem.sliceAsBytes(w.list.items);
+    @memcpy(bytes[0..@sizeOf(command.StepHeader)], std.mem.asBytes(&header));
+    return bytes;
 }
 
 const Writer = struct {

@@ -1,10 +1,11 @@
 //! The gate: nothing reaches a kernel that has not passed here. `plan` checks a plan's bytes once,
-//! `step` the step buffer of each job; both say in one sentence what was expected and what was found.
+//! `step` the step buffer of each job; both say in one sentence what was expected and what was
+//! found.
 //!
-//! What they promise to kernels: every operand lies inside its space, at the alignment of its dtype;
-//! shapes, rows, layouts and dtypes fit each other as `Op` says; attributes are in range; results
-//! overlap no input in part; ids, positions, slots, pages and rows of a step are inside their tables,
-//! for all steps of the job; no page that will be written belongs to two sequences.
+//! What they promise to kernels: every operand lies inside its space, at the alignment of its
+//! dtype; shapes, rows, layouts and dtypes fit each other as `Op` says; attributes are in range;
+//! results overlap no input in part; ids, positions, slots, pages and rows of a step are inside
+//! their tables, for all steps of the job; no page that will be written belongs to two sequences.
 //! They promise nothing about values that are never an address: weights may be NaN.
 //!
 //! The bytes must not change between the check and the run: callers copy them first.

@@ -62,8 +62,10 @@ fn wrongEnum(
     found: anytype,
 ) Rejected {
     const format = "to be one of {d} known values but found {d}";
-    if (index) |i|
-        return f.set(.invalid, "Expected {s} of {s} {d} " ++ format, .{ name, what, i, count, found });
+    if (index) |i| {
+        const values = .{ name, what, i, count, found };
+        return f.set(.invalid, "Expected {s} of {s} {d} " ++ format, values);
+    }
     return f.set(.invalid, "Expected {s} of {s} " ++ format, .{ name, what, count, found });
 }
 

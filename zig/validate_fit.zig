@@ -1,5 +1,5 @@
-//! How shapes and attributes of one command fit each other, by operation, and what a command asks of
-//! each step buffer.
+//! How shapes and attributes of one command fit each other, by operation, and what a command asks
+//! of each step buffer.
 
 const std = @import("std");
 const command = @import("command");

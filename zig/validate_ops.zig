@@ -1,5 +1,6 @@
 //! Checks of commands: which operands each operation has (`signatures`, the table that mirrors the
-//! comments of `command.Op`), and how their shapes and attributes fit each other (`validate_fit.zig`).
+//! comments of `command.Op`), and how their shapes and attributes fit each other
+//! (`validate_fit.zig`).
 
 const std = @import("std");
 const command = @import("command");
@@ -303,11 +304,13 @@ fn expectStep(c: *const Checked, i: usize, o: Operand, field: StepField) Rejecte
     if (o.rows != rows) return c.fail(.type, i, "to count {t} but found {t}", .{ rows, o.rows });
 }
 
-/// Operations whose result may lie exactly where an activation they read lies.
-fn inPlace(op: command.Op) bool {
-    return switch (op) {
+/// Whether an operation's result may lie exactly where its operand i lies.
+fn inPlace(c: *const Checked, i: usize) bool {
+    return switch (c.command.op) {
         .rms_norm, .rms_norm_gated, .swiglu, .add, .mul, .silu => true,
         .log_softmax, .logits_warp => true,
+        .rope => i == 0,
+        .linear => c.slots[i].role == .in_optional,
         else => false,
     };
 }
@@ -318,7 +321,8 @@ fn checkOverlap(c: *const Checked) Rejected!void {
         for (c.slots, 0..) |other, j| {
             const o = c.given[j] orelse continue;
             if (j == i or (other.role == .out and j < i)) continue;
-            const allowed = inPlace(c.command.op) and other.role == .in;
+            const read = other.role == .in or other.role == .in_optional;
+            const allowed = read and inPlace(c, j);
             switch (overlap.relation(c.given[i].?, o)) {
                 .apart => {},
                 .same => if (!allowed) return c.fail(

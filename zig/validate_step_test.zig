@@ -86,7 +86,10 @@ const Lies = struct {
     }
 };
 
-const prompts = [_]example.Seq{ .{ .tokens = 65, .slot = 2 }, .{ .tokens = 3, .past = 5, .slot = 0 } };
+const prompts = [_]example.Seq{
+    .{ .tokens = 65, .slot = 2 },
+    .{ .tokens = 3, .past = 5, .slot = 0 },
+};
 const decoding = [_]example.Seq{ .{ .past = 60, .slot = 3 }, .{ .slot = 1 }, .{ .past = 124 } };
 
 test "honest steps pass" {
@@ -152,8 +155,8 @@ test "sequences, tokens and rows that lie" {
     try l.expectEntry(.seq_start, 1, 0, "to end between tokens 1 and 68 but found 0");
     try l.expectEntry(.seq_start, 1, 69, "to end between tokens 1 and 68 but found 69");
     try l.expectEntry(.seq_start, 2, 67, "Expected sequences for all 68 tokens but found 67");
-    try l.expectEntry(.seq_of_token, 65, 0, "Expected token 65 to belong to sequence 1 but found 0");
-    try l.expectEntry(.past_len, 0, minus, "to have at most 16777216 positions but found 4294967360");
+    try l.expectEntry(.seq_of_token, 65, 0, "token 65 to belong to sequence 1 but found 0");
+    try l.expectEntry(.past_len, 0, minus, "at most 16777216 positions but found 4294967360");
     try l.expectEntry(.ids, 67, 40, "below 40 but found 40 as token 67");
     try l.expectEntry(.ids, 3, minus, "below 40 but found -1 as token 3");
     try l.expectEntry(.positions, 3, minus, "but found -1 at token 3");
@@ -219,7 +222,7 @@ test "decode jobs are checked to their last step" {
     try l.expectWords("Expected 3 pages for the 129 positions of sequence 2 but found 2");
     l.entry(.past_len, 2).* = 0;
     l.run.n_steps = 9;
-    try l.expectWords("Expected room for 4 ids of history and 9 new ones of sequence 1 but found 12");
+    try l.expectWords("for 4 ids of history and 9 new ones of sequence 1 but found 12");
     l.run.n_steps = 4;
     l.header().pad_id = -1;
     try l.expectWords("Expected a pad id of at least 0 and below 40 but found -1");

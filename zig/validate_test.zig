@@ -109,7 +109,8 @@ test "headers that lie" {
         .{ l.builder.operands.items.len, l.builder.commands.items.len, n, n - 1 },
     ));
     l.header().slot_bytes = 6;
-    const odd = "Expected slot_bytes of a plan to be a multiple of 4 up to 17592186044416 but found 6";
+    const odd = "Expected slot_bytes of a plan to be a multiple of 4 " ++
+        "up to 17592186044416 but found 6";
     try expectRefusal(l.bytes, .range, odd);
     l = try .init(.prefill);
     l.header().max_tokens = 71;
@@ -188,7 +189,8 @@ test "operands that lie about where they are" {
     var l = try lie(.embedding, 1, "row_stride", @as(u32, 0xffff_ffff));
     var f: validate.Failure = .{};
     try testing.expect(try refused(l.bytes, &f) == null);
-    try testing.expect(std.mem.indexOf(u8, f.text(), "bytes of its weight but found 335007449") != null);
+    const far = "bytes of its weight but found 335007449";
+    try testing.expect(std.mem.indexOf(u8, f.text(), far) != null);
     l = try lie(.embedding, 1, "buffer", @as(u32, 8));
     try expectRefusal(
         l.bytes,
@@ -219,7 +221,8 @@ test "results that overlap what is read" {
     try expectLie(
         l,
         .invalid,
-        "Expected out of command # (logits_process) to lie beside scores but found them in one place",
+        "Expected out of command # (logits_process) to lie beside scores " ++
+            "but found them in one place",
         .logits_process,
     );
     l = try .init(.prefill);
@@ -241,9 +244,9 @@ test "operands of the wrong kind" {
     try expectWords(try lie(.silu, 0, "dtype", command.DType.i32), "another dtype than i32");
     try expectWords(try lie(.sample, 1, "dtype", command.DType.f32), "another dtype than f32");
     try expectWords(try lie(.linear, 1, "layout", command.Layout.row_major), "in layout panel");
-    try expectWords(try lie(.rms_norm, 1, "layout", command.Layout.panel), "Expected only a weight");
+    try expectWords(try lie(.rms_norm, 1, "layout", command.Layout.panel), "only a weight");
     try expectWords(try lie(.add, 0, "rows", command.Rows.seqs), "the plan's 3 seqs as rows");
-    try expectWords(try lie(.sample, 1, "offset", @as(u64, 6)), "to be the step's sampled but found");
+    try expectWords(try lie(.sample, 1, "offset", @as(u64, 6)), "the step's sampled but found");
     try expectWords(try lie(.sample, 1, "offset", @as(u64, 15)), "one of 15 arrays of the step");
     try expectWords(try lie(.add, 0, "rank", @as(u32, 5)), "to have rank 1 to 4 but found 5");
     try expectWords(try lie(.add, 0, "rank", @as(u32, 1)), "Expected dimension 1");
@@ -287,7 +290,7 @@ test "commands that lie" {
     try expectWords(try attrLie(.ssm_scan, 4, nan), "to be at most dt_max, inf, but found nan");
     try expectWords(try attrLie(.attention, 1, 3), "to divide the 4 heads but found 3");
     try expectWords(try attrLie(.attention, 3, nan), "Expected scale of command");
-    try expectWords(try attrLie(.attention_probs, 4, 0xffff_ffff), "to have 4 x 4294967295 columns");
+    try expectWords(try attrLie(.attention_probs, 4, 0xffff_ffff), "4 x 4294967295 columns");
     try expectWords(try attrLie(.kv_append, 0, 0), "to have 0 x 6 columns but found 12");
     const l: Lies = try .init(.prefill);
     const c = &l.commands()[l.find(.linear)];

@@ -1,9 +1,9 @@
-//! logits_process: scores with HF's penalties and bans, in HF's order: repetition penalty, no-repeat
-//! n-grams, bad words, minimum length. Banned ids get -inf. Row r belongs to sequence r.
+//! logits_process: scores with HF's penalties and bans, in HF's order: repetition penalty,
+//! no-repeat n-grams, bad words, minimum length. Banned ids get -inf. Row r belongs to sequence r.
 //!
-//! Phase 0 copies scores by blocks of columns (8 bytes a score), phase 1 changes the few scores that
-//! the history names. The penalty of an id is taken from the input, so that an id which occurs twice
-//! is changed once; therefore the result must not lie where the scores lie.
+//! Phase 0 copies scores by blocks of columns (8 bytes a score), phase 1 changes the few scores
+//! that the history names. The penalty of an id is taken from the input, so that an id which occurs
+//! twice is changed once; therefore the result must not lie where the scores lie.
 
 const std = @import("std");
 const command = @import("command");
@@ -84,7 +84,8 @@ const Row = struct {
         const prefix = history[history.len + 1 - n ..];
         var i: usize = 0;
         while (i + n <= history.len) : (i += 1) {
-            if (std.mem.eql(i32, history[i..][0 .. n - 1], prefix)) row.set(history[i + n - 1], ban);
+            const same = std.mem.eql(i32, history[i..][0 .. n - 1], prefix);
+            if (same) row.set(history[i + n - 1], ban);
         }
     }
 

@@ -2,8 +2,8 @@
 //! removed ids (and NaN) get -inf, at least one id stays. Row r belongs to sequence r.
 //!
 //! - top-k keeps everything that is not below the k-th score, so ties at the edge stay.
-//! - top-p keeps the best ids until their mass reaches p, the one that reaches it included. Of equal
-//!   scores the larger id counts as better, as after a stable sort.
+//! - top-p keeps the best ids until their mass reaches p, the one that reaches it included. Of
+//!   equal scores the larger id counts as better, as after a stable sort.
 //! - min-p keeps ids of at least min_p times the best probability.
 //! - typical-p keeps ids whose surprise is nearest to the entropy until their mass reaches p.
 //!
@@ -174,7 +174,7 @@ const Left = struct {
                 if (key & mask == found.key) buckets[key >> shift & (size - 1)] += by.weight(l, i);
             }
             const b = descend(buckets, &found.above, target) orelse return null;
-            // Bits sum a little otherwise than the whole did, so at finer levels the last one counts.
+            // Parts sum up a little otherwise than the whole: at finer levels the last one counts.
             if (mask == 0 and found.above + buckets[b] < target) return null;
             found.key |= @as(u32, @intCast(b)) << shift;
             mask |= (size - 1) << shift;

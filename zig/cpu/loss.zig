@@ -1,6 +1,6 @@
-//! log_softmax: out = x - logsumexp(x) over each row.
-//! cross_entropy: for each row the negative log likelihood of its label (0 where the label is -100)
-//! and logsumexp, so that the caller can take means and the z-loss over any span of rows.
+//! log_softmax: out = x - logsumexp(x) over each row. cross_entropy: for each row the negative log
+//! likelihood of its label (0 where the label is -100) and logsumexp, so that the caller can take
+//! means and the z-loss over any span of rows.
 //!
 //! The largest score is subtracted first; exponentials are summed by `row.zig` in one order, blocks
 //! in f64. NaN in a row makes its whole result NaN. log_softmax may write where it reads. Each row
@@ -160,8 +160,10 @@ test "log_softmax agrees with its twin, beside and upon its input" {
         var in_place = try caseOf(gpa, .log_softmax, x, n, cols);
         addOut(&in_place, x, cols, cols + gap);
         try in_place.execute(kernels.log_softmax);
-        for (0..n) |r|
-            try case.expectSameBits(out[r * (cols + 1) ..][0..cols], x[r * (cols + gap) ..][0..cols]);
+        for (0..n) |r| {
+            const beside = out[r * (cols + 1) ..][0..cols];
+            try case.expectSameBits(beside, x[r * (cols + gap) ..][0..cols]);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! rms_norm: out = x * (1 / sqrt(mean(x²) + eps)) * weight over each row.
-//! rms_norm_gated: the same over y = x * silu(gate), the gate first, then one mean over the channels
-//! of each group.
+//! rms_norm_gated: the same over y = x * silu(gate), the gate first, then one mean over the
+//! channels of each group.
 //!
 //! Statistics are f32, summed in the one order of `row.zig`, whatever the rows or threads. A row is
 //! read once from memory, as the second walk finds it in L1: bytes moved decide.

@@ -6,8 +6,8 @@
 //! the seed, the stream and `generated`, on nothing else.
 //!
 //! NaN counts as -inf. Where no score is above -inf the result is -1, which is no id: the job stops
-//! and says so. A finished sequence gets `pad_id`. Phase 0 finds each block's largest score, phase 1
-//! sums exponentials, phase 2 chooses: 4 or 8 bytes a score from memory.
+//! and says so. A finished sequence gets `pad_id`. Phase 0 finds each block's largest score, phase
+//! 1 sums exponentials, phase 2 chooses: 4 or 8 bytes a score from memory.
 
 const std = @import("std");
 const command = @import("command");

@@ -54,8 +54,9 @@ export function bunCounts(output: string, code: number): Counts {
  * only cases without others below them are counted, so that Bun and Deno count alike.
  *
  * @param junit the text of the report
+ * @param output what the runner printed: files that throw while they load are in no report
  */
-export function denoCounts(junit: string, code: number): Counts {
+export function denoCounts(junit: string, output: string, code: number): Counts {
   const counts = { passed: 0, failed: 0, skipped: 0 };
   const cases = [
     ...junit.matchAll(/<testcase name="([^"]*)"[^>]*?(?:\/>|>([\s\S]*?)<\/testcase>)/g),
@@ -73,5 +74,6 @@ export function denoCounts(junit: string, code: number): Counts {
     else if (body.includes("<skipped")) counts.skipped++;
     else counts.passed++;
   }
+  counts.failed += [...output.matchAll(/^Uncaught error from .* FAILED$/gm)].length;
   return withStatus(counts, code);
 }

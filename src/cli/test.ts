@@ -69,7 +69,7 @@ async function runDeno(files: string[], env: Record<string, string>): Promise<Co
     // no report: the runner did not come that far, and its exit status says so
   }
   rmSync(junit, { force: true });
-  return told("deno", ended, denoCounts(report, ended.code));
+  return told("deno", ended, denoCounts(report, ended.output, ended.code));
 }
 
 function told(runner: Runner, ended: Ended, counts: Counts): Counts {

@@ -61,11 +61,15 @@ describe("counts of deno test", () => {
     </testsuite>
 </testsuites>`;
   it("counts cases, not the describes around them", () => {
-    assertEquals(denoCounts(junit, 1), { passed: 2, failed: 1, skipped: 1 });
+    assertEquals(denoCounts(junit, "", 1), { passed: 2, failed: 1, skipped: 1 });
+  });
+  it("counts files that do not load", () => {
+    const output = "a ... ok (1ms)\nUncaught error from ./b_test.ts FAILED\n";
+    assertEquals(denoCounts("", output, 1), { passed: 0, failed: 1, skipped: 0 });
   });
   it("takes a missing report as a failure when the exit says so", () => {
-    assertEquals(denoCounts("", 1), { passed: 0, failed: 1, skipped: 0 });
-    assertEquals(denoCounts("", 0), sum([]));
+    assertEquals(denoCounts("", "", 1), { passed: 0, failed: 1, skipped: 0 });
+    assertEquals(denoCounts("", "", 0), sum([]));
   });
 });
 

@@ -67,13 +67,14 @@ async function* nativeSteps(
   const width = session.rows.length;
   try {
     for (;;) {
-      const { state, values, done } = await job.next(signal);
+      const { state, values } = await job.next(signal);
       for (let at = 0; at < values.length; at += width) {
         yield append(session, [...values.subarray(at, at + width)]);
       }
       if (state === "cancelled") signal?.throwIfAborted();
       if (state === "running") continue;
-      for (let r = 0; r < width; r++) session.cache.lengths[r] += done;
+      // All ids but the last have been fed; a row that ended was held where it was.
+      for (const [r, row] of session.rows.entries()) session.cache.lengths[r] = row.ids.length - 1;
       return;
     }
   } finally {

@@ -23,7 +23,10 @@ export interface GenerateOutput {
   sequences_scores?: number[];
   /** Beam search with `output_scores`: the row each id came from. */
   beam_indices?: number[][];
-  /** Holds all ids but the last; dispose of it. */
+  /**
+   * Holds all ids of each row but its last; dispose of it. Rows that ended before the others cannot
+   * be continued.
+   */
   past_key_values: HybridMambaAttentionDynamicCache;
 }
 

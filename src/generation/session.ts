@@ -123,7 +123,7 @@ export class Session {
     const sequences = this.#sequences(tail.includes("logits_process"));
     const run = startRun(runtime.device, { plan, cache, sequences, ...this.#rules() });
     const rows = await this.#finish(run, "scores", plan.outputs, this.rows.length, signal);
-    for (let r = 0; r < this.rows.length; r++) cache.lengths[r]++;
+    for (const [r, row] of this.rows.entries()) if (!row.finished) cache.lengths[r]++;
     return rows;
   }
 

@@ -34,6 +34,13 @@ fn weights(t: *const Task, s: Shape, token: usize, kv_head: usize, mem: [*]f32) 
     const q = mem;
     const some = mem + s.group * s.hd; // (group, 64)
     const out = t.row(2, token) + kv_head * s.group * max_keys;
+    const products = rows_zig.Scores{
+        .q = q,
+        .n = s.group,
+        .hd = s.hd,
+        .out = some,
+        .buffer = some + s.group * 64,
+    };
     for (0..s.group) |r| {
         const from = s.row(t, 0, seq, kv_head, r0 + r);
         for (0..s.hd) |d| q[r * s.hd + d] = from[d] * s.scale;
@@ -42,8 +49,7 @@ fn weights(t: *const Task, s: Shape, token: usize, kv_head: usize, mem: [*]f32) 
     while (first < n) : (first += pages.page_tokens) {
         const k = pages.headPage(t, 1, seq, first, kv_head, s.hd);
         const here = @min(pages.page_tokens, n - first);
-        const page = rows_zig.Page{ .p = k, .dtype = t.operands[1].dtype };
-        rows_zig.scores(q, s.group, s.hd, page, here, some, mem + s.group * (s.hd + 64));
+        products.run(.{ .p = k, .dtype = t.operands[1].dtype }, here, k);
         for (0..s.group) |r|
             @memcpy(out[r * max_keys + first ..][0..here], some[r * pages.page_tokens ..][0..here]);
     }

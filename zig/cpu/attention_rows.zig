@@ -53,48 +53,54 @@ fn widen(page: Page, i: usize, n: usize, out: [*]f32) void {
     }
 }
 
-/// out[r * 64 + key] = q K of rows 0 .. n over the first n_keys keys of a head's K page; `buffer`
-/// holds hd * 64 numbers.
-pub fn scores(
+/// Products of some rows with a head's K page, whose n_keys keys are visible to some row.
+pub const Scores = struct {
+    /// (n, hd)
     q: [*]const f32,
     n: usize,
     hd: usize,
-    page: Page,
-    n_keys: usize,
+    /// (n, 64), the result
     out: [*]f32,
+    /// Room for hd * 64 numbers
     buffer: [*]f32,
-) void {
-    var key: usize = 0;
-    while (key < n_keys) : (key += tile.width) {
-        var k = buffer;
-        if (page.dtype == .f32) {
-            k = @ptrCast(@alignCast(@constCast(page.p)));
-            k += key * hd;
-        } else widen(page, key * hd, tile.width * hd, buffer);
-        var r: usize = 0;
-        while (r < n) : (r += tile.rows_max) switch (@min(tile.rows_max, n - r)) {
-            inline 1...tile.rows_max => |rows| {
-                const left = tile.Left{ .p = q + r * hd, .row = hd, .step = 1 };
-                scoresTile(rows, left, k, hd, out + r * keys + key);
-            },
-            else => unreachable,
-        };
+
+    /// `next` is what will be read after the page. Few rows wait for memory: at each step they ask
+    /// for as many bytes of it as they read of the page. Many ask for the same bytes every time.
+    pub fn run(s: Scores, page: Page, n_keys: usize, next: [*]const u8) void {
+        const size = simd.size(page.dtype);
+        const few = s.n <= tile.rows_max;
+        var key: usize = 0;
+        while (key < n_keys) : (key += tile.width) {
+            var k = s.buffer;
+            if (page.dtype == .f32) {
+                k = @ptrCast(@alignCast(@constCast(page.p)));
+                k += key * s.hd;
+            } else widen(page, key * s.hd, tile.width * s.hd, s.buffer);
+            const right = tile.Right{
+                .p = k,
+                .step = pages.block,
+                // Where a block of 16 keys is one vector, the second vector is the next block.
+                .vec = if (L == pages.block) s.hd * L else L,
+                .ahead = .{
+                    .p = next + key * s.hd * size,
+                    .step = if (few) tile.width * size else 0,
+                },
+            };
+            var r: usize = 0;
+            while (r < s.n) : (r += tile.rows_max) switch (@min(tile.rows_max, s.n - r)) {
+                inline 1...tile.rows_max => |rows| s.block(rows, r, key, right),
+                else => unreachable,
+            };
+        }
     }
-}
-inline fn scoresTile(
-    comptime rows: usize,
-    q: tile.Left,
-    k: [*]const f32,
-    hd: usize,
-    out: [*]f32,
-) void {
-    // Where a block of 16 keys is one vector, the second vector is the next block.
-    const vec = if (L == pages.block) hd * L else L;
-    var sums: tile.Sums(rows, tile.vecs) = @splat(@splat(simd.zero));
-    tile.mulAdd(rows, tile.vecs, &sums, hd, q, .{ .p = k, .step = pages.block, .vec = vec });
-    inline for (0..rows) |i| inline for (0..tile.vecs) |v|
-        simd.st(out + i * keys + v * L, sums[i][v]);
-}
+    inline fn block(s: Scores, comptime rows: usize, r: usize, key: usize, k: tile.Right) void {
+        var sums: tile.Sums(rows, tile.vecs) = @splat(@splat(simd.zero));
+        const left = tile.Left{ .p = s.q + r * s.hd, .row = s.hd, .step = 1 };
+        tile.mulAdd(rows, tile.vecs, &sums, s.hd, left, k);
+        inline for (0..rows) |i| inline for (0..tile.vecs) |v|
+            simd.st(s.out + (r + i) * keys + key + v * L, sums[i][v]);
+    }
+};
 
 /// One thread's memory for a tile of rows.
 pub const Rows = struct {
@@ -156,7 +162,14 @@ pub const Rows = struct {
     /// Takes in the page whose first position is `first`.
     pub fn addPage(s: Rows, first: usize, k: Page, v: Page) void {
         const most = s.seen(s.n - 1, first);
-        scores(s.q, s.n, s.hd, k, most, s.weights, s.buffer);
+        const products = Scores{
+            .q = s.q,
+            .n = s.n,
+            .hd = s.hd,
+            .out = s.weights,
+            .buffer = s.buffer,
+        };
+        products.run(k, most, v.p);
         for (0..s.n) |r| s.soften(r, s.seen(r, first));
         s.addValues(first, v, most);
     }
@@ -183,7 +196,7 @@ pub const Rows = struct {
 
     /// values[r] = values[r] * factor[r] + sum over keys of weight * V
     fn addValues(s: Rows, first: usize, page: Page, most: usize) void {
-        // Few rows wait for memory: they read V in the order in which it lies.
+        // Few rows read V in the order in which it lies.
         const step: usize = if (s.n <= tile.rows_max) 16 else keys;
         var k: usize = 0;
         while (k < most) : (k += step) {
@@ -194,11 +207,11 @@ pub const Rows = struct {
                 from += k * s.hd;
             } else for (0..end - k) |i| {
                 widen(page, (k + i) * s.hd, s.hd, s.buffer + i * s.pitch);
-                @memset(s.buffer[i * s.pitch + s.hd .. (i + 1) * s.pitch], 0);
+                if (s.hd < s.pitch) @memset(s.buffer[i * s.pitch ..][s.hd..s.pitch], 0);
             }
             var d: usize = 0;
             inline for (.{ 2, 1 }) |v| while (d + v * L <= s.pitch) : (d += v * L)
-                s.columns(v, d, first, k, end, from + d);
+                s.columns(v, d, first, k, end, .{ .p = from + d, .step = s.pitch });
         }
     }
 
@@ -210,7 +223,7 @@ pub const Rows = struct {
         first: usize,
         k0: usize,
         k1: usize,
-        v: [*]const f32,
+        v: tile.Right,
     ) void {
         var r: usize = 0;
         while (r < s.n) : (r += tile.rows_max) switch (@min(tile.rows_max, s.n - r)) {
@@ -230,7 +243,7 @@ pub const Rows = struct {
         r: usize,
         k0: usize,
         counts: [rows]usize,
-        v_rows: [*]const f32,
+        v_rows: tile.Right,
     ) void {
         const values = s.values + r * s.pitch + d;
         var sums: tile.Sums(rows, vecs) = undefined;
@@ -240,7 +253,7 @@ pub const Rows = struct {
                 sums[i][v] = simd.ldF(values + i * s.pitch + v * L) * factor;
         }
         const left = tile.Left{ .p = s.weights + r * keys + k0, .row = keys, .step = 1 };
-        tile.mulAddRagged(rows, vecs, &sums, counts, left, .{ .p = v_rows, .step = s.pitch });
+        tile.mulAddRagged(rows, vecs, &sums, counts, left, v_rows);
         inline for (0..rows) |i| inline for (0..vecs) |v|
             simd.st(values + i * s.pitch + v * L, sums[i][v]);
     }

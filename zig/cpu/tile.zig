@@ -23,11 +23,18 @@ pub const Left = struct {
     step: usize,
 };
 
+/// Bytes that will be wanted soon: those k * step further are asked for in step k.
+pub const Ahead = struct {
+    p: [*]const u8,
+    step: usize,
+};
+
 /// The right operand: vector v of step k starts at p[k * step + v * vec].
 pub const Right = struct {
     p: [*]const f32,
     step: usize,
     vec: usize = L,
+    ahead: ?Ahead = null,
 
     inline fn load(b: Right, k: usize, v: usize) F {
         return simd.ldF(b.p + k * b.step + v * b.vec);
@@ -49,6 +56,7 @@ pub inline fn mulAdd(
 ) void {
     @setEvalBranchQuota(100_000);
     for (0..n) |k| {
+        if (b.ahead) |ahead| @prefetch(ahead.p + k * ahead.step, .{ .locality = 2 });
         var w: [n_vecs]F = undefined;
         inline for (0..n_vecs) |v| w[v] = b.load(k, v);
         inline for (0..rows) |r| {

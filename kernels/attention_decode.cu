@@ -2,20 +2,20 @@
 //
 // Contract: q (batch, heads*128) bf16; pages bf16 [page][kv_head][64][128], k and v apart; sequence b attends
 //   to positions 0 .. past_len[b] (its own key is in the pages already). out (batch, heads*128) bf16.
-//   Spans of 1024 keys from position 0, two pages a warp: a row's bits depend on nothing but its sequence.
+//   Spans of 512 keys from position 0, two pages a warp: a row's bits depend on nothing but its sequence.
 //   Work space: `partial` f32 (batch, heads, max_splits, 132) and `arrived` u32 (batch, kv_heads), zeros
 //   before the first launch, left as zeros. heads / kv_heads is 1, 2, 4 or 8.
 //
 // Bytes: kv_heads * 512 a key. Floor: that over the read bandwidth.
 // Ideas: - every thread copies the 16-byte pieces that it needs itself into its own ring in shared memory
-//          (cp.async, as in linear_decode): 48 KB a block always in flight, k running on into v, no barrier;
+//          (cp.async, as in linear_decode): 160 KB a multiprocessor always in flight, k running on into v, no barrier;
 //        - scores on tensor cores: a piece of a key's row is a B fragment of mma.m16n8k16 once the channels
 //          of q are permuted the same way; values half a warp a row, probabilities from shared memory;
 //        - all heads of a group share one pass over k and v;
 //        - pages before the last are asked for before the kernel in front is waited for: it (rope_append)
 //          writes only the last position, and must not write past_len or pages;
 //        - the last block of a group to arrive combines: no second launch.
-// Launch: 256 threads, grid (max_splits, kv_heads, batch), dynamic smem 65536.
+// Launch: 128 threads, grid (max_splits, kv_heads, batch), dynamic smem 49152; max_splits at most 2048.
 #include "common.cuh"
 
 struct DecodeAttentionArgs {
@@ -32,33 +32,34 @@ struct DecodeAttentionArgs {
     float scale;
 };
 
-constexpr int HD = 128, PAGE = 64, WARPS = 8, RUN = 2, SPAN = RUN * WARPS * PAGE, RECORD = HD + 4;
+constexpr int HD = 128, PAGE = 64, WARPS = 4, RUN = 2, SPAN = RUN * WARPS * PAGE, RECORD = HD + 4;
 
-constexpr int Q_PITCH = HD + 32;
-constexpr int SLOTS = 4, STEPS = 16, STEP_BYTES = 2048;  // a step: 8 keys' k, then 8 keys' v
+constexpr int SLOTS = 6, STEPS = 16, STEP_BYTES = 2048;  // a step: 8 keys' k, then 8 keys' v
+
+DEVICE void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
     extern __shared__ __align__(128) uint8_t smem[];  // the rings; then the warps' sums; then span factors
     __shared__ __align__(16) float probs_all[WARPS * REP * PAGE];
-    __shared__ __align__(16) bf16 qs[8 * Q_PITCH];
     __shared__ float ms[WARPS][REP], ls[WARPS][REP], dens[REP];
     __shared__ uint32_t place;
     const int split = blockIdx.x, kv = blockIdx.y, b = blockIdx.z;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int half = lane >> 4, c8 = (lane & 15) * 8;
-    const int keys = a.past_len[b] + 1, splits = (keys + SPAN - 1) / SPAN;
     const int page = (split * WARPS + warp) * RUN, first = page * PAGE;
+    uint32_t ids[RUN];  // asked for beside past_len, not after it
+#pragma unroll
+    for (int i = 0; i < RUN; i++)
+        ids[i] = page + i < a.max_pages ? a.pages[(size_t)b * a.max_pages + page + i] : 0;
+    const int keys = a.past_len[b] + 1, splits = (keys + SPAN - 1) / SPAN;
     const int n_pages = max(0, min(RUN, (keys - first + PAGE - 1) / PAGE));
     const bool early = first + PAGE < keys;  // the last position is in a later page
     const int lane_k = kv * PAGE * HD + g * HD + t * 8, lane_v = kv * PAGE * HD + half * HD + c8;
-    uint32_t ids[RUN];
-#pragma unroll
-    for (int i = 0; i < RUN; i++) ids[i] = i < n_pages ? a.pages[(size_t)b * a.max_pages + page + i] : 0;
     const bf16 *kp = a.k_pages + (long long)ids[0] * a.page_stride + lane_k;
     const bf16 *vp = a.v_pages + (long long)ids[0] * a.page_stride + lane_v;
     const uint32_t ring = smem_addr(smem) + warp * SLOTS * STEP_BYTES + lane * 16;
-    auto copy = [&](const bf16* k, const bf16* v, int n) {  // step n of a page
-        const uint32_t dst = ring + (n % SLOTS) * STEP_BYTES;
+    auto copy = [&](const bf16* k, const bf16* v, int n, int slot) {  // step n of a page
+        const uint32_t dst = ring + slot * STEP_BYTES;
 #pragma unroll
         for (int i = 0; i < 4; i++)
             cp_async16(dst + i * 512, n < 8 ? k + n * 8 * HD + i * 32 : v + ((n - 8) * 8 + 2 * i) * HD, true);
@@ -66,13 +67,13 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
     };
     if (early)
 #pragma unroll
-        for (int i = 0; i < SLOTS - 1; i++) copy(kp, vp, i);
+        for (int i = 0; i < SLOTS - 1; i++) copy(kp, vp, i, i);
     pdl_wait();
     pdl_launch();
     if (split >= splits) return;
     if (n_pages > 0 && !early)
 #pragma unroll
-        for (int i = 0; i < SLOTS - 1; i++) copy(kp, vp, i);
+        for (int i = 0; i < SLOTS - 1; i++) copy(kp, vp, i, i);
     const float scale = a.scale * LOG2E;
     float m = -INFINITY, l = 0, o[REP][8];
 #pragma unroll
@@ -80,21 +81,21 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
 #pragma unroll
         for (int e = 0; e < 8; e++) o[r][e] = 0;
     float* probs = probs_all + warp * REP * PAGE;  // [key][REP]
-    for (int i = threadIdx.x; i < 8 * HD / 8; i += WARPS * 32) {  // rows past REP are zeros
-        const int r = i >> 4, c = (i & 15) * 8;
-        uint4 v = make_uint4(0, 0, 0, 0);
-        if (r < REP) v = load_cg(a.q + (size_t)b * a.q_stride + (kv * REP + r) * HD + c);
-        *(uint4*)(qs + r * Q_PITCH + c) = v;
-    }
-    __syncthreads();
-    const uint32_t q_at = smem_addr(qs) + (g * Q_PITCH + t * 8) * 2;
     if (n_pages > 0) {
-#pragma unroll 1
-        for (int pg = 0; pg < n_pages; pg++) {
+        uint4 q[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            q[i] = make_uint4(0, 0, 0, 0);
+            if (g < REP) q[i] = load_cg(a.q + (size_t)b * a.q_stride + (kv * REP + g) * HD + i * 32 + t * 8);
+        }
+#pragma unroll
+        for (int pg = 0; pg < RUN; pg++) {
+            if (pg >= n_pages) break;
             const bf16* kn = a.k_pages + (long long)ids[1] * a.page_stride + lane_k;
             auto ahead = [&](int n) {
-                if (n < STEPS) copy(kp, vp, n);
-                else if (pg + 1 < n_pages) copy(kn, vp, n - STEPS);
+                const int slot = (pg * STEPS + n) % SLOTS;
+                if (n < STEPS) copy(kp, vp, n, slot);
+                else if (pg + 1 < n_pages) copy(kn, vp, n - STEPS, slot);
                 else cp_async_commit();
             };
             float top = m;
@@ -104,14 +105,13 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
                 cp_async_wait<SLOTS - 2>();
                 uint4 k[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) k[i] = lds128(ring + (n % SLOTS) * STEP_BYTES + i * 512);
+                for (int i = 0; i < 4; i++) k[i] = lds128(ring + (pg * STEPS + n) % SLOTS * STEP_BYTES + i * 512);
                 ahead(n + SLOTS - 1);
                 float c[4] = {0, 0, 0, 0};
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const uint4 q = lds128(q_at + i * 64);
-                    mma_bf16(c, q.x, 0, q.y, 0, k[i].x, k[i].y);
-                    mma_bf16(c, q.z, 0, q.w, 0, k[i].z, k[i].w);
+                    mma_bf16(c, q[i].x, 0, q[i].y, 0, k[i].x, k[i].y);
+                    mma_bf16(c, q[i].z, 0, q[i].w, 0, k[i].z, k[i].w);
                 }
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
@@ -143,7 +143,7 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
                 cp_async_wait<SLOTS - 2>();
                 uint4 v[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) v[i] = lds128(ring + (n % SLOTS) * STEP_BYTES + i * 512);
+                for (int i = 0; i < 4; i++) v[i] = lds128(ring + (pg * STEPS + n) % SLOTS * STEP_BYTES + i * 512);
                 ahead(n + SLOTS - 1);
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
@@ -196,12 +196,12 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
         }
     }
     if (splits == 1) return;
-    __threadfence();
+    fence_gpu();
     __syncthreads();
     if (threadIdx.x == 0) place = atomicAdd(a.arrived + b * a.kv_heads + kv, 1);
     __syncthreads();
     if (place != (uint32_t)splits - 1) return;
-    __threadfence();
+    fence_gpu();
     const float* records = a.partial + (size_t)(b * a.heads + kv * REP) * a.max_splits * RECORD;
     float* factors = (float*)smem;  // [REP][splits]
     for (int r = warp; r < REP; r += WARPS) {
@@ -217,22 +217,25 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
         if (lane == 0) dens[r] = den;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < REP * HD / 2; i += WARPS * 32) {
-        const int r = i / (HD / 2), c = i % (HD / 2) * 2, head = kv * REP + r;
+    for (int i = threadIdx.x; i < REP * HD / 4; i += WARPS * 32) {
+        const int r = i / (HD / 4), c = i % (HD / 4) * 4, head = kv * REP + r;
         const float* rec = records + (size_t)r * a.max_splits * RECORD + c;
-        float x = 0, y = 0;
+        float4 x = make_float4(0, 0, 0, 0);
 #pragma unroll 16
         for (int s = 0; s < splits; s++) {
-            const float2 v = __ldcg((const float2*)(rec + (size_t)s * RECORD));
-            x += factors[r * splits + s] * v.x, y += factors[r * splits + s] * v.y;
+            const float4 v = __ldcg((const float4*)(rec + (size_t)s * RECORD));
+            const float f = factors[r * splits + s];
+            x.x += f * v.x, x.y += f * v.y, x.z += f * v.z, x.w += f * v.w;
         }
-        *(uint32_t*)(a.out + (size_t)b * a.out_stride + head * HD + c) = pack_bf16(x / dens[r], y / dens[r]);
+        const float den = 1.0f / dens[r];
+        *(uint2*)(a.out + (size_t)b * a.out_stride + head * HD + c) =
+            make_uint2(pack_bf16(x.x * den, x.y * den), pack_bf16(x.z * den, x.w * den));
     }
     if (threadIdx.x == 0) a.arrived[b * a.kv_heads + kv] = 0;
 }
 
 #define DECODE(REP)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256, REP < 8 ? 3 : 2)                                      \
+    extern "C" __global__ void __launch_bounds__(128, REP < 8 ? 4 : 2)                                      \
         attention_decode_##REP##_bf16(const __grid_constant__ DecodeAttentionArgs a) {                      \
         decode_attention<REP>(a);                                                                           \
     }

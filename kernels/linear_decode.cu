@@ -16,7 +16,7 @@
 //          added in warp order; blocks stay resident and the ring runs on across tiles;
 //        - the ring is filled before `griddepcontrol.wait`: weights stream while the kernel before drains;
 //        - the norm's 1/rms is applied to the sums, so x is read once and nothing waits for its reduction.
-// Launch: 256 threads, grid min(tiles, multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
+// Launch: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
 //   dynamic shared memory: see `gemv_smem` below (STAGES ring slots of 16 KB, then x when it is staged).
 #include "common.cuh"
 
@@ -99,7 +99,6 @@ template <int MODE> DEVICE void stage_x(const GemvArgs& a, bf16* xs, Fixed* f) {
 
 template <int MODE, bool SWIGLU, bool STAGED, int STAGES, typename OUT>
 DEVICE void gemv(const GemvArgs& a) {
-    constexpr int AHEAD = STAGES == 5 ? 4 : 8;
     extern __shared__ __align__(128) uint8_t smem[];
     __shared__ Fixed fixed;
     bf16* xs = (bf16*)(smem + STAGES * SLOT_BYTES);
@@ -139,18 +138,17 @@ DEVICE void gemv(const GemvArgs& a) {
     if (MODE != PLAIN)
         for (int i = threadIdx.x * 32; i < a.k; i += THREADS * 32)
             asm volatile("prefetch.global.L1 [%0];" ::"l"(a.norm_weight + i));
-    if (t < 2) {  // what follows the ring, into L2: memory stays busy while the kernel in front ends and x is fetched
-        int tile_p = c_tile, it = c_it, step = c_step, left = min(c_left, AHEAD);
-        for (; left > 0; left--) {
-            const int r = tile_p * TILE_N + g + (!SWIGLU && t ? 8 : 0), k = (step * WARPS + warp) * STEP;
-            const bf16* p = (SWIGLU && t ? a.w2 : a.w) + (size_t)min(r, a.n - 1) * a.k + k;
-            if (k < a.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-            if (++step == iters) step = 0;
-            if (++it == iters) it = 0, tile_p += gridDim.x, step = (tile_p * 5) % iters;
-        }
-    }
     pdl_wait();
     pdl_launch();
+    if (t < 2 && c_left > 0) {  // memory works on into L2 while x is fetched (asked for earlier, it costs 3 %)
+        const int r = c_tile * TILE_N + g + (!SWIGLU && t ? 8 : 0);
+        const bf16* p = (SWIGLU && t ? a.w2 : a.w) + (size_t)min(r, a.n - 1) * a.k;
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            int step = c_step + i < iters ? c_step + i : c_step + i - iters, k = (step * WARPS + warp) * STEP;
+            if (c_it + i < iters && k < a.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + k));
+        }
+    }
     if (STAGED) stage_x<MODE>(a, xs, &fixed);
 
     int slot = 0, buffer = 0;
@@ -205,20 +203,22 @@ DEVICE void gemv(const GemvArgs& a) {
 }
 
 // Bytes of dynamic shared memory: STAGES * 16384 + (x staged ? batch * (K + 32) * 2 : 0). The number in
-// a name is STAGES. Best where two such blocks fit a multiprocessor (113 KB each): the next launch's block
-// then fills its ring while this launch still streams.
+// a name is STAGES. Best: two blocks a multiprocessor (113 KB each), that is 4 for up to 36 KB of x, else
+// `direct`, which reads x from L2 as it goes. The norm in front pays for one or two rows; for more, run
+// rms_norm first.
 #define GEMV(NAME, MODE, SWIGLU, STAGED, STAGES, OUT)                                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ GemvArgs a) {     \
         gemv<MODE, SWIGLU, STAGED, STAGES, OUT>(a);                                                         \
     }
 GEMV(gemv_6_direct_bf16, PLAIN, false, false, 6, bf16)
 GEMV(gemv_6_direct_f32, PLAIN, false, false, 6, float)
+GEMV(gemv_6_direct_swiglu_bf16, PLAIN, true, false, 6, bf16)
 #define GEMV_STAGED(S)                                                                                      \
     GEMV(gemv_##S##_bf16, PLAIN, false, true, S, bf16)                                                      \
+    GEMV(gemv_##S##_f32, PLAIN, false, true, S, float)                                                      \
+    GEMV(gemv_##S##_swiglu_bf16, PLAIN, true, true, S, bf16)                                                \
     GEMV(gemv_##S##_rms_bf16, RMS, false, true, S, bf16)                                                    \
     GEMV(gemv_##S##_gated_bf16, GATED, false, true, S, bf16)                                                \
     GEMV(gemv_##S##_rms_swiglu_bf16, RMS, true, true, S, bf16)                                              \
     GEMV(gemv_##S##_rms_f32, RMS, false, true, S, float)
-GEMV_STAGED(3)
 GEMV_STAGED(4)
-GEMV_STAGED(5)

@@ -32,16 +32,27 @@ constexpr int THREADS = 1024, WARPS = 32, TILE = 1024, TILES = 512;
 
 DEVICE float clean(float v) { return v == v ? v : -INFINITY; }
 
+// f(value, id) for a row's ids, thread by thread; eight loads at a time, or their latencies would add up.
+template <typename F> DEVICE void each(const float* x, int n, F f) {
+    for (int base = threadIdx.x; base < n; base += 8 * THREADS) {
+        float v[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = base + i * THREADS < n ? x[base + i * THREADS] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (base + i * THREADS < n) f(clean(v[i]), base + i * THREADS);
+    }
+}
+
 // The largest value of a row and its smallest id; every thread gets both.
 DEVICE void best_of(const float* x, int n, float* best, int* id) {
     __shared__ float tops[WARPS];
     __shared__ int ids[WARPS];
     float top = -INFINITY;
     int at = n;
-    for (int i = threadIdx.x; i < n; i += THREADS) {
-        const float v = clean(x[i]);
+    each(x, n, [&](float v, int i) {
         if (v > top) top = v, at = i;
-    }
+    });
     auto merge = [&](float v, int i) {
         if (v > top || (v == top && i < at)) top = v, at = i;
     };
@@ -73,7 +84,7 @@ DEVICE float weight(float v, float top) {
     return v == top ? 1.0f : expf(v - top);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sample_f32(const __grid_constant__ SampleArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) sample_f32(const __grid_constant__ SampleArgs a) {
     __shared__ double sums[TILES];
     __shared__ int found;
     __shared__ double target;
@@ -96,9 +107,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_f32(const __grid_co
     const int tiles = (n + TILE - 1) / TILE;
     for (int tile = warp; tile < tiles; tile += WARPS) {
         double s = 0;
-        for (int i = lane; i < TILE; i += 32) {
-            const int at = tile * TILE + i;
-            if (at < n) s += weight(x[at], top);
+        for (int i = lane; i < TILE; i += 256) {
+            float v[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) v[j] = tile * TILE + i + 32 * j < n ? x[tile * TILE + i + 32 * j] : -INFINITY;
+#pragma unroll
+            for (int j = 0; j < 8; j++) s += weight(v[j], top);
         }
 #pragma unroll
         for (int o = 16; o; o >>= 1) s += __shfl_xor_sync(~0u, s, o);
@@ -159,12 +173,18 @@ DEVICE void reach(const float* x, int n, uint64_t want, uint64_t* buckets, MASS 
         for (int i = threadIdx.x; i < count; i += THREADS) buckets[i] = 0;
         __syncthreads();
         const uint32_t high = prefix;
-        for (int i = threadIdx.x; i < n; i += THREADS) {
-            const uint64_t m = mass(x[i]);
-            const uint32_t key = ordered(clean(x[i]));
-            if (m && (pass == 0 || key >> (shift + bits) == high))
-                atomicAdd((unsigned long long*)&buckets[key >> shift & (count - 1)], (unsigned long long)m);
-        }
+        each(x, n, [&](float v, int) {
+            const uint32_t key = ordered(v);
+            if (pass && key >> (shift + bits) != high) return;
+            const uint64_t m = mass(v);
+            if (!m) return;
+            // Lanes that share a bucket add up among themselves first: scores crowd into few buckets.
+            const uint32_t bucket = key >> shift & (count - 1), peers = __match_any_sync(__activemask(), bucket);
+            const uint64_t low = __reduce_add_sync(peers, (uint32_t)m & 0xfffffu);
+            const uint64_t sum = ((uint64_t)__reduce_add_sync(peers, (uint32_t)(m >> 20)) << 20) + low;
+            if ((threadIdx.x & 31) == __ffs(peers) - 1)
+                atomicAdd((unsigned long long*)&buckets[bucket], (unsigned long long)sum);
+        });
         __syncthreads();
         if (threadIdx.x < 32) {  // one warp walks from the top, 32 buckets at a time
             uint64_t sum = so_far;
@@ -192,7 +212,7 @@ DEVICE void reach(const float* x, int n, uint64_t want, uint64_t* buckets, MASS 
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) logits_warp_f32(const __grid_constant__ SampleArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) logits_warp_f32(const __grid_constant__ SampleArgs a) {
     __shared__ uint64_t buckets[2048];
     __shared__ uint64_t parts[WARPS];
     __shared__ int cut;
@@ -220,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) logits_warp_f32(const __gr
         // fewer than k ids above -inf: nothing is reached, the edge stays at the bottom
         if (s.top_p < 1.0f) {
             uint64_t total = 0;
-            for (int i = threadIdx.x; i < n; i += THREADS) total += mass(x[i]);
+            each(x, n, [&](float v, int) { total += mass(v); });
 #pragma unroll
             for (int o = 16; o; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
             if (lane == 0) parts[warp] = total;
@@ -251,11 +271,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) logits_warp_f32(const __gr
             cut_id = cut;
         }
     }
-    for (int i = threadIdx.x; i < n; i += THREADS) {
-        const float c = clean(x[i]);
+    each(x, n, [&](float c, int i) {
         const uint32_t key = ordered(c);
         bool keep = c > -INFINITY && key >= edge_k && (key > edge_p || (key == edge_p && i >= cut_id));
         keep = keep && (s.min_p <= 0.0f || expf((c - top) * inv) >= s.min_p);
         out[i] = keep ? c / s.temperature : -INFINITY;
-    }
+    });
 }

@@ -3,6 +3,7 @@ import ctypes as C
 import sys
 import torch
 import driver as d
+from rowwise import norm as rms
 
 M = d.Module("linear_decode")
 ROOM = 115700 - 9344  # dynamic shared memory with which two blocks fit a multiprocessor
@@ -19,11 +20,10 @@ def gemv(x, w, out, mode="", w2=None, gate=None, norm=None, bias=None, residual=
     batch, k, n = x.shape[0], w.shape[1], w.shape[0]
     f32 = out.dtype == torch.float32
     x_bytes = batch * (k + 32) * 2
-    if variant is None:
-        variant = next((s for s in (4, 3) if s * 16384 + x_bytes <= ROOM), 0)
-        if variant == 0 and mode:
-            variant = 3
-    kind = f"gemv_{variant}" + (f"_{mode}" if mode else "") if variant else "gemv_6_direct"
+    if variant is None:  # x staged in shared memory, or read from L2 as it goes (0)
+        variant = 4 if x_bytes + 65536 <= ROOM else 0
+    middle = "" if not mode else "_" + mode
+    kind = f"gemv_{variant}{middle}" if variant else f"gemv_6_direct{middle}"
     smem = variant * 16384 + x_bytes if variant else 6 * 16384
     rows = 8 if "swiglu" in mode else 16
     tiles = (n + rows - 1) // rows
@@ -55,9 +55,10 @@ def test(small):
                            torch.nn.functional.silu(nrm(x64) @ w64.T) * (nrm(x64) @ w2.double().T)),
                 "gated": (dict(mode="gated", norm=norm, gate=gate, residual=res),
                           nrm(x64 * torch.nn.functional.silu(gate.double())) @ w64.T + res.double()),
+                "plain swiglu": (dict(mode="swiglu", w2=w2), torch.nn.functional.silu(x64 @ w64.T) * (x64 @ w2.double().T)),
                 "logits": (dict(mode="rms", norm=norm), nrm(x64) @ w64.T)}
             for name, (kw, ref) in cases.items():
-                if kw.get("mode") and batch * (k + 32) * 2 > 70000:
+                if kw.get("mode") and 65536 + batch * (k + 32) * 2 > ROOM:
                     continue
                 out = torch.full((batch, n), float("nan"), device="cuda",
                                  dtype=torch.float32 if name == "logits" else torch.bfloat16)
@@ -75,7 +76,7 @@ SHAPES = {"in_proj": (16768, 4096), "out_proj": (4096, 8192), "gate_up": (14336,
 
 def bench():
     read, _ = d.peaks()
-    for batch in (1, 4, 8):
+    for batch in (1, 2, 4, 8):
         for name, (n, k) in SHAPES.items():
             one = n * k * 2 * (2 if name == "gate_up" else 1)
             copies = max(2, int(1.0e9 // one))
@@ -87,12 +88,18 @@ def bench():
             kw = {"in_proj": dict(mode="rms", norm=norm), "out_proj": dict(mode="gated", norm=norm, gate=gate, residual=res),
                   "gate_up": dict(mode="rms_swiglu", norm=norm), "down": dict(residual=res),
                   "lm_head": dict(mode="rms", norm=norm)}[name]
-            if kw.get("mode") == "gated" and batch * k * 2 > 70000:
-                kw = dict(residual=res)
+            if batch > 2 and kw.get("mode"):  # the norm as a kernel of its own
+                mode = "swiglu" if "swiglu" in kw["mode"] else ""
+                xn, gt, residual = torch.empty_like(x), kw.get("gate"), kw.get("residual")
 
-            def ours():
-                for w, w2 in zip(ws, ws2):
-                    gemv(x, w, out, w2=w2, **kw)
+                def ours():
+                    for w, w2 in zip(ws, ws2):
+                        rms(x, norm, xn, gt)
+                        gemv(xn, w, out, mode=mode, w2=w2, residual=residual)
+            else:
+                def ours():
+                    for w, w2 in zip(ws, ws2):
+                        gemv(x, w, out, w2=w2, **kw)
 
             def cublas():
                 for w, w2 in zip(ws, ws2):
@@ -102,12 +109,6 @@ def bench():
             us, peer = d.graph_us(ours, copies), d.graph_us(cublas, copies)
             report = dict(batch=batch, us=us, share_read=one / us / 1e6 / read, cublas_us=peer,
                           cublas_share=one / peer / 1e6 / read)
-            if batch == 1:
-                for v, per in ((5, 2), (0, 2)):
-                    if (v == 0 and kw.get("mode")) or v * 16384 + 2 * k + 64 > ROOM:
-                        continue
-                    report[f"us_{v}_{per}"] = d.graph_us(
-                        lambda: [gemv(x, w, out, w2=w2, variant=v, per_sm=per, **kw) for w, w2 in zip(ws, ws2)], copies)
             d.report(f"linear_decode {name}", **report)
             del ws, ws2
     # A whole token's linears in a row: 6 layers of Mamba + MLP.
@@ -118,7 +119,7 @@ def bench():
                rnd(14336, 4096, scale=0.01), rnd(4096, 14336, scale=0.01)) for _ in range(L)]
 
     one = sum(w.numel() for w in layers[0]) * 2
-    for v, per in ((4, 2), (5, 2), (4, 1)):
+    for v, per in ((None, 2), (None, 1)):
         def chain():
             for wi, wo, wg, wu, wd in layers:
                 o = dict(variant=v, per_sm=per)

@@ -1,27 +1,12 @@
 //! Fuzzes the library's exports: calls in any order with live, freed and invented handles, options
 //! and data that lie, weights that end outside their file. Every call must answer; none may crash.
-//! The program is linked with the shared library, built with safety on.
 
 const std = @import("std");
 const command = @import("command");
 const example = @import("example_plan.zig");
+const lib = @import("lib.zig");
 const mutation = @import("fuzz_mutate.zig");
 const Random = std.Random;
-
-extern fn bamba_abi() u32;
-extern fn bamba_info(u32, [*]u8, u32) i32;
-extern fn bamba_device_open([*]u8, u32, [*]u8, u32) i32;
-extern fn bamba_buffer_create([*]u8, u32, [*]u8, u32) i32;
-extern fn bamba_buffer_read(u32, [*]u8, u32, [*]u8, u32) i32;
-extern fn bamba_buffer_write(u32, [*]u8, u32, [*]u8, u32) i32;
-extern fn bamba_buffer_copy(u32, u32, [*]u8, u32) i32;
-extern fn bamba_file_open([*]u8, u32, [*]u8, u32) i32;
-extern fn bamba_plan_create(u32, [*]u8, u32, [*]u8, u32) i32;
-extern fn bamba_job_start([*]u8, u32, [*]u8, u32, [*]u8, u32) i32;
-extern fn bamba_job_wait(u32, u32, [*]u8, u32) i32;
-extern fn bamba_job_cancel(u32) i32;
-extern fn bamba_free(u32) i32;
-extern fn bamba_error(u32, [*]u8, u32) i32;
 
 const Kind = enum { device, buffer, file, plan, job };
 const Known = struct { handle: u32, kind: Kind };
@@ -54,9 +39,9 @@ pub const Fuzzer = struct {
     pub fn init(f: *Fuzzer, gpa: std.mem.Allocator) !void {
         f.* = .{ .arena = .init(gpa) };
         const a = f.arena.allocator();
-        f.device = try f.open(bamba_device_open, command.DeviceOptions, .{ .threads = 2 });
+        f.device = try f.open(lib.bamba_device_open, command.DeviceOptions, .{ .threads = 2 });
         f.path = try memoryFile(a);
-        if (bamba_file_open(f.path.ptr, @intCast(f.path.len), &f.out, 16) != 0) return f.refused();
+        if (lib.bamba_file_open(f.path.ptr, @intCast(f.path.len), &f.out, 16) != 0) return f.refused();
         f.file = f.handle();
         var sizes: example.Sizes = .{};
         for ([_]example.Kind{ .prefill, .decode }, 0..) |kind, i| {
@@ -65,10 +50,10 @@ pub const Fuzzer = struct {
                 sizes = b.sizes;
                 f.weights = try f.buffer(sizes.weights);
             }
-            var b = try example.buildAt(a, kind, bamba_abi(), f.weights);
+            var b = try example.buildAt(a, kind, lib.bamba_abi(), f.weights);
             f.plan_bytes[i] = try b.bytes();
             const p = f.plan_bytes[i];
-            if (bamba_plan_create(f.device, p.ptr, @intCast(p.len), &f.out, 16) != 0)
+            if (lib.bamba_plan_create(f.device, p.ptr, @intCast(p.len), &f.out, 16) != 0)
                 return f.refused();
             f.plans[i] = f.handle();
         }
@@ -84,7 +69,7 @@ pub const Fuzzer = struct {
 
     pub fn deinit(f: *Fuzzer) void {
         while (f.n_known > 0) f.drop(f.n_known - 1);
-        for (f.plans ++ f.buffers ++ .{ f.weights, f.file, f.device }) |h| _ = bamba_free(h);
+        for (f.plans ++ f.buffers ++ .{ f.weights, f.file, f.device }) |h| _ = lib.bamba_free(h);
         f.arena.deinit();
     }
 
@@ -97,12 +82,12 @@ pub const Fuzzer = struct {
         return f.handle();
     }
     fn refused(f: *Fuzzer) error{Refused} {
-        const n: usize = @intCast(bamba_error(0, &f.out, f.out.len));
+        const n: usize = @intCast(lib.bamba_error(0, &f.out, f.out.len));
         std.debug.print("{s}\n", .{f.out[0..n]});
         return error.Refused;
     }
     fn buffer(f: *Fuzzer, bytes: u64) !u32 {
-        return f.open(bamba_buffer_create, command.BufferOptions, .{ .bytes = bytes });
+        return f.open(lib.bamba_buffer_create, command.BufferOptions, .{ .device = f.device, .bytes = bytes });
     }
 
     /// A handle of the kind, mostly; else one that is freed, of another kind, or invented.
@@ -130,7 +115,7 @@ pub const Fuzzer = struct {
         f.n_known += 1;
     }
     fn drop(f: *Fuzzer, i: usize) void {
-        _ = bamba_free(f.known[i].handle);
+        _ = lib.bamba_free(f.known[i].handle);
         f.n_known -= 1;
         std.mem.copyForwards(Known, f.known[i..f.n_known], f.known[i + 1 .. f.n_known + 1]);
     }
@@ -138,7 +123,7 @@ pub const Fuzzer = struct {
     fn count(f: *Fuzzer, status: i32) void {
         f.counts.calls += 1;
         f.counts.succeeded += @intFromBool(status >= 0);
-        if (status < 0 and bamba_error(0, &f.out, f.out.len) <= 0)
+        if (status < 0 and lib.bamba_error(0, &f.out, f.out.len) <= 0)
             std.debug.panic("status {d} without a sentence", .{status});
     }
 
@@ -153,12 +138,12 @@ pub const Fuzzer = struct {
             29...38 => f.startRun(random),
             39...45 => f.startLoad(random),
             46...53 => f.wait(random),
-            54...56 => f.count(bamba_job_cancel(f.any(random, 0))),
+            54...56 => f.count(lib.bamba_job_cancel(f.any(random, 0))),
             57...61 => f.free(random),
-            62 => f.count(bamba_error(f.any(random, 0), &f.out, random.uintLessThan(u32, 4096))),
+            62 => f.count(lib.bamba_error(f.any(random, 0), &f.out, random.uintLessThan(u32, 4096))),
             else => {
                 const len = random.uintLessThan(u32, f.out.len);
-                f.count(bamba_info(f.any(random, f.device), &f.out, len));
+                f.count(lib.bamba_info(f.any(random, f.device), &f.out, len));
             },
         }
     }
@@ -166,7 +151,7 @@ pub const Fuzzer = struct {
     /// Puts honest bytes into `data`, often changed; gives the length to claim.
     fn give(f: *Fuzzer, random: Random, bytes: []const u8) u32 {
         @memcpy(f.data[0..bytes.len], bytes);
-        if (random.uintLessThan(u8, 3) > 0) mutation.mutate(random, f.data[0..bytes.len]);
+        if (random.boolean()) mutation.mutate(random, f.data[0..bytes.len]);
         const cut = random.uintLessThan(u8, 16) == 0 and bytes.len > 0;
         return @intCast(if (cut) random.uintLessThan(usize, bytes.len) else bytes.len);
     }
@@ -174,13 +159,13 @@ pub const Fuzzer = struct {
     fn openDevice(f: *Fuzzer, random: Random) void {
         var o = honest(command.DeviceOptions, .{ .threads = random.uintLessThan(u32, 3) });
         const len = f.give(random, std.mem.asBytes(&o));
-        f.keep(bamba_device_open(&f.data, len, &f.out, random.uintLessThan(u32, 9)), .device);
+        f.keep(lib.bamba_device_open(&f.data, len, &f.out, random.uintLessThan(u32, 9)), .device);
     }
     fn createBuffer(f: *Fuzzer, random: Random) void {
         var o = honest(command.BufferOptions, .{ .bytes = random.int(u64) >> random.int(u6) });
         o.device = f.any(random, f.device);
         const len = f.give(random, std.mem.asBytes(&o));
-        f.keep(bamba_buffer_create(&f.data, len, &f.out, 4 + random.uintLessThan(u32, 4)), .buffer);
+        f.keep(lib.bamba_buffer_create(&f.data, len, &f.out, 4 + random.uintLessThan(u32, 4)), .buffer);
     }
     fn moveBytes(f: *Fuzzer, random: Random) void {
         const spot = f.buffers[random.uintLessThan(usize, f.buffers.len)];
@@ -194,22 +179,22 @@ pub const Fuzzer = struct {
         switch (random.uintLessThan(u8, 3)) {
             0 => {
                 const len = f.give(random, std.mem.asBytes(&s));
-                f.count(bamba_buffer_read(f.any(random, spot), &f.data, len, &f.out, length));
+                f.count(lib.bamba_buffer_read(f.any(random, spot), &f.data, len, &f.out, length));
             },
             1 => {
                 const len = f.give(random, std.mem.asBytes(&s));
-                f.count(bamba_buffer_write(f.any(random, spot), &f.data, len, &f.out, length));
+                f.count(lib.bamba_buffer_write(f.any(random, spot), &f.data, len, &f.out, length));
             },
             else => {
                 const len = f.give(random, std.mem.asBytes(&c));
                 const from = f.any(random, spot);
-                f.count(bamba_buffer_copy(from, f.any(random, spot), &f.data, len));
+                f.count(lib.bamba_buffer_copy(from, f.any(random, spot), &f.data, len));
             },
         }
     }
     fn openFile(f: *Fuzzer, random: Random) void {
         const len = f.give(random, f.path);
-        f.keep(bamba_file_open(&f.data, len, &f.out, 14 + random.uintLessThan(u32, 3)), .file);
+        f.keep(lib.bamba_file_open(&f.data, len, &f.out, 14 + random.uintLessThan(u32, 3)), .file);
     }
     fn createPlan(f: *Fuzzer, random: Random) void {
         const len = f.give(random, f.plan_bytes[random.uintLessThan(usize, 2)]);
@@ -217,7 +202,7 @@ pub const Fuzzer = struct {
         const arena = std.mem.readInt(u64, f.data[at..][0..8], .little);
         if (arena > arena_max) return;
         const d = f.any(random, f.device);
-        f.keep(bamba_plan_create(d, &f.data, len, &f.out, 14 + random.uintLessThan(u32, 3)), .plan);
+        f.keep(lib.bamba_plan_create(d, &f.data, len, &f.out, 14 + random.uintLessThan(u32, 3)), .plan);
     }
     fn startRun(f: *Fuzzer, random: Random) void {
         const which = random.uintLessThan(usize, 2);
@@ -241,7 +226,7 @@ pub const Fuzzer = struct {
     fn startJob(f: *Fuzzer, o: *command.JobOptions, len: u32) void {
         f.counts.jobs += 1;
         const options = std.mem.asBytes(o);
-        f.keep(bamba_job_start(options, options.len, &f.data, len, &f.out, 4), .job);
+        f.keep(lib.bamba_job_start(options, options.len, &f.data, len, &f.out, 4), .job);
     }
     fn startLoad(f: *Fuzzer, random: Random) void {
         var items: [3]command.LoadItem = undefined;
@@ -276,14 +261,14 @@ pub const Fuzzer = struct {
         } else 0;
         const ms = random.uintLessThan(u32, 2);
         const len = random.uintLessThan(u32, f.out.len);
-        f.count(bamba_job_wait(f.any(random, job), ms, &f.out, len));
+        f.count(lib.bamba_job_wait(f.any(random, job), ms, &f.out, len));
     }
     fn free(f: *Fuzzer, random: Random) void {
         if (f.n_known > 0 and random.uintLessThan(u8, 4) > 0)
             return f.drop(random.uintLessThan(usize, f.n_known));
         const h = random.int(u32) >> random.int(u5);
         for (f.plans ++ f.buffers ++ .{ f.weights, f.file, f.device }) |own| if (own == h) return;
-        f.count(bamba_free(h));
+        f.count(lib.bamba_free(h));
     }
 };
 
@@ -291,7 +276,7 @@ pub const Fuzzer = struct {
 fn honest(comptime T: type, values: anytype) T {
     var o = std.mem.zeroes(T);
     o.struct_size = @sizeOf(T);
-    o.abi = bamba_abi();
+    o.abi = lib.bamba_abi();
     inline for (comptime std.meta.fieldNames(@TypeOf(values))) |name|
         @field(o, name) = @field(values, name);
     if (T == command.BufferOptions) o.bytes = @min(o.bytes, 1 << 40);

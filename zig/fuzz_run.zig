@@ -56,8 +56,12 @@ pub const Guarded = struct {
         if (bytes > max) return null;
         return g.all.ptr + max - std.mem.alignForward(usize, bytes, 64);
     }
+    /// Mostly numbers as models have them, and some of any bits: infinities, NaN, denormals.
     pub fn fill(g: Guarded, random: std.Random) void {
-        for (std.mem.bytesAsSlice(f32, g.all[0..max])) |*x| x.* = random.float(f32) * 2 - 1;
+        for (std.mem.bytesAsSlice(f32, g.all[0..max])) |*x| {
+            x.* = random.float(f32) * 2 - 1;
+            if (random.uintLessThan(u8, 64) == 0) x.* = @bitCast(random.int(u32));
+        }
     }
 };
 

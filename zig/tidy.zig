@@ -1,7 +1,8 @@
-//! Holds the style of the sources: `tidy <folder of the checkout>` names every line that is too
-//! wide, has a tab or a space at its end, every function and file that is too long, and every file
-//! that no program reaches. Zig below `zig/`, TypeScript below `src/`; the latter's functions are
-//! left to the linter. Ends with 1 where it found something.
+//! Holds the style of the sources: `tidy [folder of the checkout]` (the folder above, where none is
+//! given) names every line that is too wide, has a tab or a space at its end, every function and
+//! file that is too long, and every file that no program reaches. Zig below `zig/`, TypeScript
+//! below `src/`; the latter's functions are left to the linter. Ends with 1 where it found
+//! something.
 
 const std = @import("std");
 const Io = std.Io;
@@ -179,7 +180,7 @@ fn quotedAfter(text: []const u8, at: *usize, heads: []const []const u8) ?[]const
 pub fn main(init: std.process.Init) !u8 {
     const gpa = init.arena.allocator();
     const arguments = try init.minimal.args.toSlice(gpa);
-    const path = if (arguments.len > 1) arguments[1] else ".";
+    const path = if (arguments.len > 1) arguments[1] else "..";
     var t: Tidy = .{
         .gpa = gpa,
         .io = init.io,

@@ -7,6 +7,7 @@
 const std = @import("std");
 const simd = @import("simd.zig");
 const kernel_zig = @import("kernel.zig");
+const tile = @import("tile.zig");
 const pages = @import("attention_pages.zig");
 const rows_zig = @import("attention_rows.zig");
 const Shape = @import("attention_spans.zig").Shape;
@@ -31,8 +32,8 @@ fn weights(t: *const Task, s: Shape, token: usize, kv_head: usize, mem: [*]f32) 
     const r0 = (token - t.step.seq_start.?[seq]) * s.group;
     const max_keys = t.attrs[4];
     const n = @min(max_keys, t.step.past_len.?[seq] + r0 / s.group + 1);
-    const q = mem;
-    const some = mem + s.group * s.hd; // (group, 64)
+    const q = tile.Tiles{ .p = mem, .steps = s.hd };
+    const some = mem + tile.Tiles.floats(s.group, s.hd); // (group, 64)
     const out = t.row(2, token) + kv_head * s.group * max_keys;
     const products = rows_zig.Scores{
         .q = q,
@@ -41,10 +42,7 @@ fn weights(t: *const Task, s: Shape, token: usize, kv_head: usize, mem: [*]f32) 
         .out = some,
         .buffer = some + s.group * 64,
     };
-    for (0..s.group) |r| {
-        const from = s.row(t, 0, seq, kv_head, r0 + r);
-        for (0..s.hd) |d| q[r * s.hd + d] = from[d] * s.scale;
-    }
+    for (0..s.group) |r| q.set(r, s.row(t, 0, seq, kv_head, r0 + r), s.scale);
     var first: usize = 0;
     while (first < n) : (first += pages.page_tokens) {
         const k = pages.headPage(t, 1, seq, first, kv_head, s.hd);
@@ -69,7 +67,8 @@ fn soften(row: [*]f32, n: usize, max_keys: usize) void {
 
 fn scratchBytes(t: *const Task) callconv(.c) usize {
     const s = Shape.of(t);
-    return (s.group * (s.hd + 64) + 64 * s.hd) * @sizeOf(f32);
+    const floats = tile.Tiles.floats(s.group, s.hd) + 64 * (s.group + s.hd);
+    return floats * @sizeOf(f32);
 }
 
 pub const kernel = kernel_zig.Kernel{ .units = units, .run = run, .scratch = scratchBytes };

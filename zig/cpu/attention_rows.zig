@@ -41,14 +41,18 @@ pub fn merge(a: Part, b: Part, hd: usize) void {
     for (0..hd) |d| a.values[d] = simd.mulAdd1(a.values[d], keep, b.values[d] * add);
 }
 
-/// n numbers of a page, from number i on, as f32.
-fn widen(page: Page, i: usize, n: usize, out: [*]f32) void {
+/// Takes `n_rows` rows of n numbers, `stride` apart from number i of a page on, as f32 to rows of
+/// `width` floats, filled up with zeros.
+fn widen(page: Page, i: usize, n_rows: usize, stride: usize, n: usize, width: usize, out: [*]f32) void {
     switch (page.dtype) {
         .i32 => unreachable,
-        inline else => |dtype| {
+        inline else => |dtype| for (0..n_rows) |row| {
+            const from = page.p + (i + row * stride) * simd.size(dtype);
+            const to = out + row * width;
             var at: usize = 0;
-            while (at + L <= n) : (at += L) simd.st(out + at, simd.ldAs(dtype, page.p, i + at));
-            while (at < n) : (at += 1) out[at] = simd.get(dtype, page.p, i + at);
+            while (at + L <= n) : (at += L) simd.st(to + at, simd.ldAs(dtype, from, at));
+            while (at < n) : (at += 1) to[at] = simd.get(dtype, from, at);
+            while (at < width) : (at += 1) to[at] = 0;
         },
     }
 }
@@ -56,7 +60,7 @@ fn widen(page: Page, i: usize, n: usize, out: [*]f32) void {
 /// Products of some rows with a head's K page, whose n_keys keys are visible to some row.
 pub const Scores = struct {
     /// (n, hd)
-    q: [*]const f32,
+    q: tile.Tiles,
     n: usize,
     hd: usize,
     /// (n, 64), the result
@@ -75,7 +79,7 @@ pub const Scores = struct {
             if (page.dtype == .f32) {
                 k = @ptrCast(@alignCast(@constCast(page.p)));
                 k += key * s.hd;
-            } else widen(page, key * s.hd, tile.width * s.hd, s.buffer);
+            } else widen(page, key * s.hd, 1, 0, tile.width * s.hd, tile.width * s.hd, s.buffer);
             const right = tile.Right{
                 .p = k,
                 .step = pages.block,
@@ -95,8 +99,7 @@ pub const Scores = struct {
     }
     inline fn block(s: Scores, comptime rows: usize, r: usize, key: usize, k: tile.Right) void {
         var sums: tile.Sums(rows, tile.vecs) = @splat(@splat(simd.zero));
-        const left = tile.Left{ .p = s.q + r * s.hd, .row = s.hd, .step = 1 };
-        tile.mulAdd(rows, tile.vecs, &sums, s.hd, left, k);
+        tile.mulAdd(rows, tile.vecs, &sums, s.hd, s.q.left(r), k);
         inline for (0..rows) |i| inline for (0..tile.vecs) |v|
             simd.st(s.out + (r + i) * keys + key + v * L, sums[i][v]);
     }
@@ -109,7 +112,7 @@ pub const Rows = struct {
     /// Floats from one row's values to the next
     pitch: usize,
     /// (n, hd), scaled
-    q: [*]f32,
+    q: tile.Tiles,
     /// (n, 64): scores, then weights
     weights: [*]f32,
     /// (n, pitch)
@@ -120,7 +123,7 @@ pub const Rows = struct {
     factor: [*]f32,
     /// Each row's own position
     position: [*]usize,
-    /// (64, pitch): a page's numbers where they are not f32 or a row is not whole vectors
+    /// 64 pitch floats: some of a page's numbers as f32, side by side
     buffer: [*]f32,
 
     pub fn floats(hd: usize) usize {
@@ -136,7 +139,7 @@ pub const Rows = struct {
             .n = n,
             .hd = hd,
             .pitch = wide,
-            .q = mem,
+            .q = .{ .p = mem, .steps = hd },
             .values = mem + rows_max * wide,
             .weights = mem + rows_max * 2 * wide,
             .buffer = mem + rows_max * (2 * wide + keys),
@@ -196,22 +199,26 @@ pub const Rows = struct {
 
     /// values[r] = values[r] * factor[r] + sum over keys of weight * V
     fn addValues(s: Rows, first: usize, page: Page, most: usize) void {
-        // Few rows read V in the order in which it lies.
-        const step: usize = if (s.n <= tile.rows_max) 16 else keys;
+        // Few rows read V in the order in which it lies. Many first gather the columns at hand:
+        // rows a power of two apart would push each other out of L1.
+        const few = s.n <= tile.rows_max;
+        const direct = few and page.dtype == .f32 and s.pitch == s.hd;
+        const step: usize = if (few) 16 else keys;
         var k: usize = 0;
         while (k < most) : (k += step) {
             const end = @min(k + step, most);
-            var from = s.buffer;
-            if (page.dtype == .f32 and s.pitch == s.hd) {
-                from = @ptrCast(@alignCast(@constCast(page.p)));
-                from += k * s.hd;
-            } else for (0..end - k) |i| {
-                widen(page, (k + i) * s.hd, s.hd, s.buffer + i * s.pitch);
-                if (s.hd < s.pitch) @memset(s.buffer[i * s.pitch ..][s.hd..s.pitch], 0);
-            }
             var d: usize = 0;
-            inline for (.{ 2, 1 }) |v| while (d + v * L <= s.pitch) : (d += v * L)
-                s.columns(v, d, first, k, end, .{ .p = from + d, .step = s.pitch });
+            inline for (.{ 2, 1 }) |v| while (d + v * L <= s.pitch) : (d += v * L) {
+                var right = tile.Right{ .p = s.buffer, .step = v * L };
+                if (direct) {
+                    right.p = @ptrCast(@alignCast(page.p + (k * s.hd + d) * 4));
+                    right.step = s.hd;
+                } else {
+                    const n = @min(v * L, s.hd - d);
+                    widen(page, k * s.hd + d, end - k, s.hd, n, v * L, s.buffer);
+                }
+                s.columns(v, d, first, k, end, right);
+            };
         }
     }
 

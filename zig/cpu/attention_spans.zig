@@ -124,8 +124,7 @@ fn run(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callcon
 fn load(t: *const Task, s: Shape, seq: usize, kv_head: usize, r0: usize, n: usize, mem: [*]f32) Rows {
     const w = Rows.init(n, s.hd, mem);
     for (0..n) |r| {
-        const q = s.row(t, 0, seq, kv_head, r0 + r);
-        for (0..s.hd) |d| w.q[r * s.hd + d] = q[d] * s.scale;
+        w.q.set(r, s.row(t, 0, seq, kv_head, r0 + r), s.scale);
         w.position[r] = t.step.past_len.?[seq] + (r0 + r) / s.group;
     }
     return w;

@@ -58,16 +58,19 @@ fn tokenCount(t: *const Task, seq: usize) usize {
 const Shared = struct {
     /// (j, n) without gaps
     b: [*]f32,
+    /// (i, n)
+    c: tile.Tiles,
     /// (j, i), `pitch` from row to row: C_i B_j where i >= j
     cb: [*]f32,
 
     fn floats(s: Shape) usize {
-        return chunk * s.n + chunk * pitch;
+        return chunk * (s.n + pitch) + tile.Tiles.floats(chunk, s.n);
     }
     fn at(t: *const Task, s: Shape, index: usize) Shared {
         const base: [*]f32 = @ptrCast(@alignCast(t.workspace.?));
         const p = base + index * floats(s);
-        return .{ .cb = p, .b = p + chunk * pitch };
+        const c = p + chunk * (s.n + pitch);
+        return .{ .cb = p, .b = p + chunk * pitch, .c = .{ .p = c, .steps = s.n } };
     }
 };
 
@@ -109,6 +112,7 @@ fn share(t: *const Task, s: Shape, piece: Piece, g: usize, out: Shared, scratch:
         @memcpy(out.b[j * s.n ..][0..s.n], b[0..s.n]);
         const c = s.c(t, piece.row + j, g);
         for (0..s.n) |n| ct[n * pitch + j] = c[n];
+        out.c.set(j, c, 1);
     }
     for (0..s.n) |n| @memset(ct[n * pitch + piece.len .. n * pitch + padded], 0);
     var j: usize = 0;
@@ -147,7 +151,7 @@ fn scanHead(t: *const Task, s: Shape, seq: usize, head: usize, first: usize, mem
         w.decays(t, piece, head);
         w.mixing(t, piece, head, shared);
         w.loadX(t, s, piece, head);
-        w.outputs(t, s, piece, head);
+        w.outputs(t, s, piece, head, shared.c);
         w.nextState(s, piece, shared);
     }
     if (in_panels) w.storeState(s, state);
@@ -256,12 +260,12 @@ const Work = struct {
         }
     }
 
-    fn outputs(w: Work, t: *const Task, s: Shape, piece: Piece, head: usize) void {
+    fn outputs(w: Work, t: *const Task, s: Shape, piece: Piece, head: usize, c: tile.Tiles) void {
         for (0..panels(s)) |q| {
             var i: usize = 0;
             while (i < piece.len) : (i += tile.rows_max) {
                 switch (@min(tile.rows_max, piece.len - i)) {
-                    inline 1...tile.rows_max => |rows| w.outputTile(rows, t, s, piece, head, q, i),
+                    inline 1...tile.rows_max => |rows| w.outputTile(rows, t, s, piece, head, c, q, i),
                     else => unreachable,
                 }
             }
@@ -274,16 +278,15 @@ const Work = struct {
         s: Shape,
         piece: Piece,
         head: usize,
+        c: tile.Tiles,
         q: usize,
         i: usize,
     ) void {
         var sums: tile.Sums(rows, tile.vecs) = @splat(@splat(simd.zero));
         if (!piece.first) {
-            const c = s.c(t, piece.row + i, s.group(head));
-            const left = tile.Left{ .p = c, .row = t.stride(3), .step = 1 };
             const state = w.state + q * s.n * tile.width;
             const right = tile.Right{ .p = state, .step = tile.width };
-            tile.mulAdd(rows, tile.vecs, &sums, s.n, left, right);
+            tile.mulAdd(rows, tile.vecs, &sums, s.n, c.left(i), right);
             inline for (0..rows) |r| inline for (0..tile.vecs) |v| {
                 sums[r][v] *= simd.splat(w.decay[i + r]);
             };

@@ -23,6 +23,26 @@ pub const Left = struct {
     step: usize,
 };
 
+/// A left operand of any number of rows, tile after tile, each with its rows side by side: what a
+/// step reads lies together, and the offsets are known to the compiler.
+pub const Tiles = struct {
+    p: [*]f32,
+    /// Numbers of a row
+    steps: usize,
+
+    pub fn floats(rows: usize, steps: usize) usize {
+        return (rows + rows_max - 1) / rows_max * rows_max * steps;
+    }
+    pub fn set(t: Tiles, row: usize, from: [*]const f32, scale: f32) void {
+        const to = t.p + row / rows_max * rows_max * t.steps + row % rows_max;
+        for (0..t.steps) |k| to[k * rows_max] = from[k] * scale;
+    }
+    /// Rows from `row` on, which starts a tile.
+    pub inline fn left(t: Tiles, row: usize) Left {
+        return .{ .p = t.p + row * t.steps, .row = 1, .step = rows_max };
+    }
+};
+
 /// Bytes that will be wanted soon: those k * step further are asked for in step k.
 pub const Ahead = struct {
     p: [*]const u8,

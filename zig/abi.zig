@@ -29,7 +29,9 @@ fn describe(h0: u64, comptime T: type) u64 {
             h = number(text(h, f.name), @as(u32, @bitCast(@as(i32, @truncate(@as(i64, f.value))))));
         },
         .@"struct" => |s| {
-            for (s.fields) |f| h = number(text(text(h, f.name), @typeName(f.type)), @offsetOf(T, f.name));
+            for (s.fields) |f| {
+                h = number(text(text(h, f.name), @typeName(f.type)), @offsetOf(T, f.name));
+            }
             for (s.decls) |d| {
                 h = text(h, d.name);
                 if (@TypeOf(@field(T, d.name)) == type) h = text(h, @typeName(@field(T, d.name)));

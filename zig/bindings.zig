@@ -36,11 +36,15 @@ fn printType(w: *std.Io.Writer, comptime name: []const u8, comptime T: type) !vo
             try w.print("}} as const;\n\n", .{});
         },
         .@"struct" => |s| {
-            try w.print("export const {s} = {{\n  size: {d},\n  fields: {{\n", .{ name, @sizeOf(T) });
+            const head = "export const {s} = {{\n  size: {d},\n  fields: {{\n";
+            try w.print(head, .{ name, @sizeOf(T) });
             inline for (s.fields) |f| {
                 try w.print("    {s}: {{ offset: {d}, ", .{ f.name, @offsetOf(T, f.name) });
                 switch (@typeInfo(f.type)) {
-                    .array => |a| try w.print("type: \"{s}\", length: {d} }},\n", .{ tsType(a.child), a.len }),
+                    .array => |a| try w.print(
+                        "type: \"{s}\", length: {d} }},\n",
+                        .{ tsType(a.child), a.len },
+                    ),
                     else => try w.print("type: \"{s}\" }},\n", .{tsType(f.type)}),
                 }
             }

@@ -35,7 +35,11 @@ pub fn create(data: []const u8, out: []u8, f: *Failure) Rejected!void {
     defer of.object.release();
     if (o.bytes == 0) return f.set(.range, "Expected a buffer of at least 1 byte but found 0", .{});
     if (o.flags > huge_pages_flag)
-        return f.set(.invalid, "Expected flags 0 or {d} but found {d}", .{ huge_pages_flag, o.flags });
+        return f.set(
+            .invalid,
+            "Expected flags 0 or {d} but found {d}",
+            .{ huge_pages_flag, o.flags },
+        );
     const b = try make(o.bytes, o.flags & huge_pages_flag != 0, f);
     return exchange.giveHandle(&b.object, out, f);
 }

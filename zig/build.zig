@@ -88,7 +88,10 @@ pub fn build(b: *Build) void {
         .target = target,
         .optimize = optimize,
         .levels = if (target.result.cpu.arch == .x86_64) &x86_levels else &other_levels,
-        .filters = if (filter) |text| b.allocator.dupe([]const u8, &.{text}) catch @panic("OOM") else &.{},
+        .filters = if (filter) |text|
+            b.allocator.dupe([]const u8, &.{text}) catch @panic("OOM")
+        else
+            &.{},
         .command = b.createModule(.{ .root_source_file = b.path("command.zig") }),
     };
     b.installArtifact(b.addLibrary(.{

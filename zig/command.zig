@@ -1,6 +1,7 @@
 //! The contract between TypeScript and the library: every number, struct and rule that crosses the
 //! boundary is declared here once. `bindings.zig` prints `src/native/bindings.gen.ts` from these
-//! declarations by reflection, together with a hash of all of them, which both sides compare at load.
+//! declarations by reflection, together with a hash of all of them, which both sides compare at
+//! load.
 //!
 //! Vocabulary
 //! - A *plan* is a list of commands over a table of operands, with every capacity fixed.
@@ -113,8 +114,8 @@ pub const Op = enum(u32) {
     gather_rows = 2,
     /// x(R,H), weight(H) f32 -> out(R,H). attrs: 0 eps f
     rms_norm = 3,
-    /// x(R,D), gate(R,D), weight(D) f32 -> out(R,D) = norm(x * silu(gate)). attrs: 0 eps f, 1 groups.
-    /// One RMS over the D / groups channels of each group.
+    /// x(R,D), gate(R,D), weight(D) f32 -> out(R,D) = norm(x * silu(gate)). One RMS over the
+    /// D / groups channels of each group. attrs: 0 eps f, 1 groups.
     rms_norm_gated = 4,
     /// gate(R,D), up(R,D) -> out(R,D) = silu(gate) * up
     swiglu = 5,
@@ -130,8 +131,8 @@ pub const Op = enum(u32) {
     /// head's channels (rotate-half), copies the rest. attrs: 0 heads, 1 head_dim
     rope = 10,
     /// x(tokens,C), weight(C,W) f32, bias?(C) f32, conv_state:state(W,C) f32 -> out(tokens,C).
-    /// conv_state holds the last W inputs, the oldest first, zeros before the sequence's start: read
-    /// when past_len > 0, always written. attrs: 0 activation (0 none, 1 silu)
+    /// conv_state holds the last W inputs, the oldest first, zeros before the sequence's start:
+    /// read when past_len > 0, always written. attrs: 0 activation (0 none, 1 silu)
     causal_conv1d = 11,
     /// The same, when every sequence has exactly one token.
     causal_conv1d_update = 12,
@@ -158,8 +159,8 @@ pub const Op = enum(u32) {
     logits_process = 19,
     /// scores(logits,V) -> out(logits,V): temperature, top-k, top-p, min-p, typical-p.
     logits_warp = 20,
-    /// scores(logits,V): writes sampled:step[seqs]: the largest (smallest index on a tie), or, where
-    /// `do_sample`, a draw from softmax(scores).
+    /// scores(logits,V): writes sampled:step[seqs]: the largest (smallest index on a tie), or,
+    /// where `do_sample`, a draw from softmax(scores).
     sample = 21,
     /// logits(logits,V), labels:step[logits] -> out(logits,2): for each row the negative log
     /// likelihood of its label (0 where the label is -100) and logsumexp(logits).
@@ -299,7 +300,8 @@ pub const Info = extern struct {
     physical_cores: u32,
     logical_cores: u32,
     threads: u32,
-    /// bits: 0 avx2, 1 fma, 2 f16c, 3 avx512 (f bw cd dq vl), 4 avx512vnni, 5 avx512bf16, 6 amx_bf16, 7 amx_int8
+    /// bits: 0 avx2, 1 fma, 2 f16c, 3 avx512 (f bw cd dq vl), 4 avx512vnni, 5 avx512bf16,
+    /// 6 amx_bf16, 7 amx_int8
     features: u32,
     optimize_debug: u32,
     total_memory: u64,
@@ -339,7 +341,8 @@ pub const JobKind = enum(u32) {
     /// Fills buffers from files. `data` is LoadItem[].
     load = 1,
     /// Measures this machine with the device's threads: `data` is empty, the result is 4 f64:
-    /// read bandwidth (bytes/s), f32 multiply-add rate (flop/s), bf16 dot rate or 0, int8 dot rate or 0.
+    /// read bandwidth (bytes/s), f32 multiply-add rate (flop/s), bf16 dot rate or 0,
+    /// int8 dot rate or 0.
     measure = 2,
 };
 
@@ -425,9 +428,10 @@ pub const functions = struct {
     pub const bamba_job_wait = fn (u32, u32, Buf, u32) callconv(.c) i32;
     /// job_cancel(job)
     pub const bamba_job_cancel = fn (u32) callconv(.c) i32;
-    /// free(handle of any kind): a job is cancelled and joined first; a buffer, file, plan or device in use by a running
-    /// job lives until the job ends
+    /// free(handle of any kind): a job is cancelled and joined first; a buffer, file, plan or
+    /// device in use by a running job lives until the job ends
     pub const bamba_free = fn (u32) callconv(.c) i32;
-    /// error(handle of a job, or 0 for the last failed call of this library, out utf-8, len) -> bytes
+    /// error(handle of a job, or 0 for the last failed call of this library, out utf-8, len)
+    /// -> bytes
     pub const bamba_error = fn (u32, Buf, u32) callconv(.c) i32;
 };

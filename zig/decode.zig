@@ -77,7 +77,11 @@ pub fn prepare(
     const plan = try handle.get(Plan, o.plan, f);
     errdefer plan.object.release();
     if (plan.device != c.device)
-        return f.set(.invalid, "Expected a plan of device {d} but found one of another", .{o.device});
+        return f.set(
+            .invalid,
+            "Expected a plan of device {d} but found one of another",
+            .{o.device},
+        );
     const buffers = try getAll(.{ o.state, o.kv, o.output }, f);
     errdefer releaseAll(buffers);
     const copy = allocator.alignedAlloc(u8, .fromByteUnits(step_alignment), data.len) catch
@@ -193,7 +197,7 @@ fn checkPages(step: *const kernel.Step, s: usize, f: *Failure) Rejected!void {
     if (step.past_len.?[s] < room) return;
     return f.set(
         .range,
-        "Expected position {d} of sequence {d} to lie within its {d} pages of {d} but found no page",
+        "Expected position {d} of sequence {d} within its {d} pages of {d} but found no page",
         .{ step.past_len.?[s], s, step.max_pages, command.page_tokens },
     );
 }

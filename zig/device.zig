@@ -77,5 +77,9 @@ fn choose(wanted: CpuLevel, f: *Failure) Rejected!struct { CpuLevel, *const cpu.
     );
     const name = if (wanted == .auto) best else wanted;
     for (levels) |entry| if (entry[0] == name) return .{ entry[0], entry[1] };
-    return f.set(.unsupported, "Expected kernels of level {t} but found none in this build", .{name});
+    return f.set(
+        .unsupported,
+        "Expected kernels of level {t} but found none in this build",
+        .{name},
+    );
 }

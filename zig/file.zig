@@ -93,7 +93,8 @@ fn make(path: []const u8, f: *Failure) Rejected!*File {
         .{ path, if (size == 0) "an empty one" else "something else" },
     );
     const bytes: u64 = @intCast(size);
-    const pages = std.posix.mmap(null, bytes, .{ .READ = true }, .{ .TYPE = .PRIVATE }, fd, 0) catch |reason|
+    const map: std.posix.MAP = .{ .TYPE = .PRIVATE };
+    const pages = std.posix.mmap(null, bytes, .{ .READ = true }, map, fd, 0) catch |reason|
         return f.set(.io, "Cannot map the {d} bytes of {s}: {t}", .{ bytes, path, reason });
     errdefer std.posix.munmap(pages);
     const file = allocator.create(File) catch return f.memory(@sizeOf(File));

@@ -41,7 +41,8 @@ pub const Fuzzer = struct {
         const a = f.arena.allocator();
         f.device = try f.open(lib.bamba_device_open, command.DeviceOptions, .{ .threads = 2 });
         f.path = try memoryFile(a);
-        if (lib.bamba_file_open(f.path.ptr, @intCast(f.path.len), &f.out, 16) != 0) return f.refused();
+        const path = f.path;
+        if (lib.bamba_file_open(path.ptr, @intCast(path.len), &f.out, 16) != 0) return f.refused();
         f.file = f.handle();
         var sizes: example.Sizes = .{};
         for ([_]example.Kind{ .prefill, .decode }, 0..) |kind, i| {
@@ -87,7 +88,8 @@ pub const Fuzzer = struct {
         return error.Refused;
     }
     fn buffer(f: *Fuzzer, bytes: u64) !u32 {
-        return f.open(lib.bamba_buffer_create, command.BufferOptions, .{ .device = f.device, .bytes = bytes });
+        const options: command.BufferOptions = .{ .device = f.device, .bytes = bytes };
+        return f.open(lib.bamba_buffer_create, command.BufferOptions, options);
     }
 
     /// A handle of the kind, mostly; else one that is freed, of another kind, or invented.
@@ -140,7 +142,10 @@ pub const Fuzzer = struct {
             46...53 => f.wait(random),
             54...56 => f.count(lib.bamba_job_cancel(f.any(random, 0))),
             57...61 => f.free(random),
-            62 => f.count(lib.bamba_error(f.any(random, 0), &f.out, random.uintLessThan(u32, 4096))),
+            62 => {
+                const room = random.uintLessThan(u32, 4096);
+                f.count(lib.bamba_error(f.any(random, 0), &f.out, room));
+            },
             else => {
                 const len = random.uintLessThan(u32, f.out.len);
                 f.count(lib.bamba_info(f.any(random, f.device), &f.out, len));
@@ -165,7 +170,8 @@ pub const Fuzzer = struct {
         var o = honest(command.BufferOptions, .{ .bytes = random.int(u64) >> random.int(u6) });
         o.device = f.any(random, f.device);
         const len = f.give(random, std.mem.asBytes(&o));
-        f.keep(lib.bamba_buffer_create(&f.data, len, &f.out, 4 + random.uintLessThan(u32, 4)), .buffer);
+        const room = 4 + random.uintLessThan(u32, 4);
+        f.keep(lib.bamba_buffer_create(&f.data, len, &f.out, room), .buffer);
     }
     fn moveBytes(f: *Fuzzer, random: Random) void {
         const spot = f.buffers[random.uintLessThan(usize, f.buffers.len)];
@@ -202,7 +208,8 @@ pub const Fuzzer = struct {
         const arena = std.mem.readInt(u64, f.data[at..][0..8], .little);
         if (arena > arena_max) return;
         const d = f.any(random, f.device);
-        f.keep(lib.bamba_plan_create(d, &f.data, len, &f.out, 14 + random.uintLessThan(u32, 3)), .plan);
+        const room = 14 + random.uintLessThan(u32, 3);
+        f.keep(lib.bamba_plan_create(d, &f.data, len, &f.out, room), .plan);
     }
     fn startRun(f: *Fuzzer, random: Random) void {
         const which = random.uintLessThan(usize, 2);

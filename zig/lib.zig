@@ -58,7 +58,14 @@ pub export fn bamba_plan_create(of: u32, data: Buf, len: u32, out: Buf, out_len:
     return answer(plan.create(of, data[0..len], out[0..out_len], &f), &f);
 }
 
-pub export fn bamba_job_start(o: Buf, len: u32, data: Buf, data_len: u32, out: Buf, out_len: u32) i32 {
+pub export fn bamba_job_start(
+    o: Buf,
+    len: u32,
+    data: Buf,
+    data_len: u32,
+    out: Buf,
+    out_len: u32,
+) i32 {
     var f: Failure = .{};
     return answer(job.start(o[0..len], data[0..data_len], out[0..out_len], &f), &f);
 }

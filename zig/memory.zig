@@ -29,7 +29,8 @@ pub fn map(bytes: u64, huge: bool, what: []const u8, f: *Failure) Rejected!Pages
         -1,
         0,
     ) catch return f.set(.memory, "The system refused {d} bytes for {s}", .{ bytes, what });
-    if (huge and length >= huge_page) posix.madvise(pages.ptr, length, posix.MADV.HUGEPAGE) catch {};
+    const advise = huge and length >= huge_page;
+    if (advise) posix.madvise(pages.ptr, length, posix.MADV.HUGEPAGE) catch {};
     _ = allocated.fetchAdd(length, .monotonic);
     return pages;
 }

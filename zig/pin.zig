@@ -17,7 +17,8 @@ pub fn pinned() bool {
     if (done.load(.acquire)) return true;
     var found: DlInfo = undefined;
     const here: *const anyopaque = @ptrCast(&pinned);
-    if (dladdr(here, &found) == 0 or dlopen(found.fname, rtld_now_noload_nodelete) == null) return false;
+    if (dladdr(here, &found) == 0) return false;
+    if (dlopen(found.fname, rtld_now_noload_nodelete) == null) return false;
     done.store(true, .release);
     return true;
 }

@@ -1,6 +1,7 @@
-//! A pool of threads that work together on one thing at a time: every thread runs the same function,
-//! takes units from a shared counter and meets the others at barriers. Threads are started by the
-//! first work, spin a little after each so that the next finds them awake, and then sleep.
+//! A pool of threads that work together on one thing at a time: every thread runs the same
+//! function, takes units from a shared counter and meets the others at barriers. Threads are
+//! started by the first work, spin a little after each so that the next finds them awake, and then
+//! sleep.
 
 const std = @import("std");
 const sync = @import("sync.zig");
@@ -33,7 +34,11 @@ pub const Pool = struct {
 
     /// Runs `run(context, i)` on every thread i, the caller's being 0; returns when all have ended.
     /// The caller holds `turn`.
-    pub fn together(p: *Pool, context: anytype, comptime run: fn (@TypeOf(context), u32) void) void {
+    pub fn together(
+        p: *Pool,
+        context: anytype,
+        comptime run: fn (@TypeOf(context), u32) void,
+    ) void {
         p.start();
         p.barrier.n_threads = p.width();
         if (p.n_started > 0) {

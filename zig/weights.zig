@@ -1,5 +1,6 @@
 //! Brings tensors from files into buffers on all threads of a device, converted and repacked on the
-//! way. The file is read in parts that fit a cache, so that no more of it than that is ever resident.
+//! way. The file is read in parts that fit a cache, so that no more of it than that is ever
+//! resident.
 
 const std = @import("std");
 const command = @import("command");
@@ -175,7 +176,14 @@ fn check(c: *job.Context, item: Item, i: usize, f: *Failure) Rejected!void {
     );
 }
 
-fn inside(what: []const u8, at: u64, length: u128, bytes: u64, i: usize, f: *Failure) Rejected!void {
+fn inside(
+    what: []const u8,
+    at: u64,
+    length: u128,
+    bytes: u64,
+    i: usize,
+    f: *Failure,
+) Rejected!void {
     if (at + length <= bytes) return;
     return f.set(
         .range,
@@ -196,7 +204,10 @@ const Shared = struct {
 
     fn thread(s: *Shared, index: u32) void {
         const l = s.load;
-        const room = if (l.part_room == 0) l.parts else l.parts[index * l.part_room ..][0..l.part_room];
+        const room = if (l.part_room == 0)
+            l.parts
+        else
+            l.parts[index * l.part_room ..][0..l.part_room];
         while (!s.context.cancelled() and !s.failed.load(.monotonic)) {
             const part = s.next.fetchAdd(1, .monotonic);
             if (part >= s.end) return;

@@ -1,4 +1,4 @@
-/** Reading how many tests a runner ran from what it printed: exit statuses alone miss empty runs. */
+/** How many tests a runner ran, read from what it printed: exit statuses alone miss empty runs. */
 
 /** How many tests passed, failed and were skipped. */
 export interface Counts {
@@ -19,8 +19,8 @@ export function sum(all: Counts[]): Counts {
 }
 
 /**
- * A runner that ends badly has at least one failure, even where its words do not say so: a file that
- * does not compile, a crash, a leak.
+ * A runner that ends badly has at least one failure, even where its words do not say so: a file
+ * that does not compile, a crash, a leak.
  */
 function withStatus(counts: Counts, code: number): Counts {
   return code !== 0 && counts.failed === 0 ? { ...counts, failed: 1 } : counts;
@@ -50,8 +50,8 @@ export function bunCounts(output: string, code: number): Counts {
 }
 
 /**
- * Counts of `deno test --junit-path`. A describe is a case of its own there, beside the cases in it:
- * only cases without others below them are counted, so that Bun and Deno count alike.
+ * Counts of `deno test --junit-path`. A describe is a case of its own there, beside the cases in
+ * it: only cases without others below them are counted, so that Bun and Deno count alike.
  *
  * @param junit the text of the report
  * @param output what the runner printed: files that throw while they load are in no report

@@ -50,7 +50,7 @@ export function deviceName(text: string): DeviceName {
   throw new InvalidArgumentError(`Expected auto, cpu, cuda or cuda:N but found '${text}'.`);
 }
 
-/** Adds the option that `./dev` itself reads, so that --help shows it and a direct start takes it. */
+/** Adds the option that `./dev` itself reads: --help shows it and a direct start takes it. */
 export function addRuntime(command: Command): Command {
   return command.addOption(
     new Option("--runtime <name>", "JavaScript runtime to use").choices(["bun", "deno"])

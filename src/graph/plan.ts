@@ -1,4 +1,4 @@
-/** Plans: a graph with its memory placed, handed to the library, which validates and resolves it. */
+/** Plans: a graph with its memory placed, handed to the library, which checks and resolves it. */
 
 import type { Device } from "../device.ts";
 import {

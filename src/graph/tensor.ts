@@ -112,7 +112,7 @@ export class Tensor {
     if (storage.space === "data") return await storage.source.read();
     if (storage.space === "value" || storage.space === "step") {
       throw new TypeError(
-        `Cannot read the values of ${this}: it is being recorded and has none until the plan runs; ` +
+        `Cannot read the values of ${this}: it is recorded, without any until the plan runs; ` +
           "branch on config and shapes only",
       );
     }

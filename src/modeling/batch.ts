@@ -106,7 +106,8 @@ async function packedEdges(
     const matrix = await readIntegers("seq_idx", args.seq_idx);
     if (matrix.rows !== rows || matrix.columns !== columns) {
       throw new RangeError(
-        `Expected seq_idx of shape [${rows},${columns}] but found [${matrix.rows},${matrix.columns}]`,
+        `Expected seq_idx of shape [${rows},${columns}] but found ` +
+          `[${matrix.rows},${matrix.columns}]`,
       );
     }
     found.push({

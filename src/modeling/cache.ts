@@ -1,4 +1,4 @@
-/** The cache: every sequence's states and key/value pages, as a value that can be continued or forked. */
+/** The cache: every sequence's states and key/value pages, a value to continue or to fork. */
 
 import type { Buffer, Device } from "../device.ts";
 import { type DataSource, Tensor } from "../graph/tensor.ts";
@@ -92,7 +92,8 @@ export class HybridMambaAttentionDynamicCache {
   }
 
   /**
-   * A new cache whose row i is this one's row `rows[i]`, like HF's batch_select_indices; rows may repeat.
+   * A new cache whose row i is this one's row `rows[i]`, like HF's batch_select_indices; rows may
+   * repeat.
    *
    * @throws {RangeError} for a row that is not there
    */

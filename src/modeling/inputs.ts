@@ -1,4 +1,4 @@
-/** Reads what users pass as ids, masks and labels: nested arrays, typed arrays with a shape, Tensors. */
+/** Reads ids, masks and labels as users pass them: nested arrays, shaped typed arrays, Tensors. */
 
 import { Tensor } from "../graph/tensor.ts";
 

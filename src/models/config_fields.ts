@@ -1,4 +1,4 @@
-/** Checks of single config fields: each answers the value or throws a sentence with the found one. */
+/** Checks of single config fields: each answers the value or throws with the found one. */
 
 /** What kind of value a field holds; bounds are inclusive. */
 export type FieldRule =

@@ -47,7 +47,7 @@ const poll_ms = 1;
  */
 const short_wait_ms = 1;
 const short_waits = 2;
-/** Timers and I/O get their turn at least this often, however many short waits follow one another. */
+/** Timers and I/O get their turn at least this often, however many short waits there are. */
 const turn_ms = 4;
 let last_turn_ms = 0;
 

@@ -60,7 +60,7 @@ export function incompleteSuffix(bytes: Uint8Array): number {
   return 0;
 }
 
-/** Tokens of printable ASCII, which stands for itself, and of U+0120, which stands for the space. */
+/** Tokens of printable ASCII, which stands for itself, and U+0120, which stands for the space. */
 const ASCII_WORD = /^[!-~\u0120]*$/;
 
 /** Joins the bytes of tokens and passes on whole characters; invalid bytes become U+FFFD. */

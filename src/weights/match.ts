@@ -89,7 +89,7 @@ function checkTied(checkpoint: Checkpoint, alias: string, source: string): void 
   const [a, b] = [checkpoint.get(alias), checkpoint.get(source)];
   if (a.dtype === b.dtype && a.bytes === b.bytes && sameBytes(a, b)) return;
   throw new RangeError(
-    `Tensor ${alias} of "${checkpoint.path}" differs from ${source} although the config ties them: ` +
+    `Tensor ${alias} of "${checkpoint.path}" differs from ${source} to which it is tied: ` +
       "set tie_word_embeddings to false to use both",
   );
 }

@@ -86,7 +86,7 @@ function readHeaderText(path: string): { text: Uint8Array; fileBytes: number } {
     }
     if (length > fileBytes - 8) {
       throw new RangeError(
-        `the header should have ${length} bytes but the file has only ${fileBytes}: is it truncated?`,
+        `the header should have ${length} bytes but the file has ${fileBytes}: is it truncated?`,
       );
     }
     return { text: readFully(file, 8, length), fileBytes };

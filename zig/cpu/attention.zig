@@ -1,5 +1,5 @@
-//! Attention over the paged cache on the CPU: kv_append, attention and attention_probs, their scalar
-//! twins and their tests.
+//! Attention over the paged cache on the CPU: kv_append, attention and attention_probs, their
+//! scalar twins and their tests.
 
 const std = @import("std");
 const simd = @import("simd.zig");

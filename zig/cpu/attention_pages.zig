@@ -1,8 +1,9 @@
 //! The paged cache of keys and values: where a position lies, and kv_append, which fills it.
 //!
 //! Contract: position p of a sequence lies in the p / 64-th page of its table. Within a page and
-//! layer, K is (kv_heads, 4, head_dim, 16), keys across, and V is (kv_heads, 64, head_dim). kv_append
-//! writes the run's tokens at positions past_len + i, rounded to the pages' dtype, to nearest even.
+//! layer, K is (kv_heads, 4, head_dim, 16), keys across, and V is (kv_heads, 64, head_dim).
+//! kv_append writes the run's tokens at positions past_len + i, rounded to the pages' dtype, to
+//! nearest even.
 //! Work: 8 bytes read and 4 to 8 written for each key and value number; microseconds a token.
 //! Ideas: keys across make the scores of 16 keys one row of a matrix product without any sum over
 //! lanes; a unit takes 16 positions of one head, so that K is written in whole vectors.

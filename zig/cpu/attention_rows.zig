@@ -43,7 +43,15 @@ pub fn merge(a: Part, b: Part, hd: usize) void {
 
 /// Takes `n_rows` rows of n numbers, `stride` apart from number i of a page on, as f32 to rows of
 /// `width` floats, filled up with zeros.
-fn widen(page: Page, i: usize, n_rows: usize, stride: usize, n: usize, width: usize, out: [*]f32) void {
+fn widen(
+    page: Page,
+    i: usize,
+    n_rows: usize,
+    stride: usize,
+    n: usize,
+    width: usize,
+    out: [*]f32,
+) void {
     switch (page.dtype) {
         .i32 => unreachable,
         inline else => |dtype| for (0..n_rows) |row| {

@@ -121,7 +121,15 @@ fn run(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callcon
 }
 
 /// A tile's scaled queries and positions.
-fn load(t: *const Task, s: Shape, seq: usize, kv_head: usize, r0: usize, n: usize, mem: [*]f32) Rows {
+fn load(
+    t: *const Task,
+    s: Shape,
+    seq: usize,
+    kv_head: usize,
+    r0: usize,
+    n: usize,
+    mem: [*]f32,
+) Rows {
     const w = Rows.init(n, s.hd, mem);
     for (0..n) |r| {
         w.q.set(r, s.row(t, 0, seq, kv_head, r0 + r), s.scale);

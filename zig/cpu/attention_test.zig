@@ -179,7 +179,10 @@ test "a decoded token over many spans is its twin" {
     var arena = std.heap.ArenaAllocator.init(testing.allocator);
     defer arena.deinit();
     const l = try Layer.init(arena.allocator(), shapes[0], 5000);
-    const seqs = [_]Seq{ .{ .past = 4999, .tokens = 1, .slot = 1 }, .{ .past = 1023, .tokens = 1 } };
+    const seqs = [_]Seq{
+        .{ .past = 4999, .tokens = 1, .slot = 1 },
+        .{ .past = 1023, .tokens = 1 },
+    };
     const m = try l.cache(&seqs, kernels.kv_append);
     const want = try l.run(null, .whole, &seqs, m);
     const got = try l.run(kernels.attention, .threes, &seqs, m);
@@ -211,7 +214,10 @@ test "attention_probs is its twin, zeros beyond a token's own position" {
             c.attr(2, s.hd);
             c.attr(3, 0.25);
             c.attr(4, max_keys);
-            if (i == 0) attention.attention_probs_ref(&c.task) else try c.execute(kernels.attention_probs);
+            if (i == 0)
+                attention.attention_probs_ref(&c.task)
+            else
+                try c.execute(kernels.attention_probs);
         }
         try testing.expect(case.worst(out[1], out[0]) < 3e-6);
         for (out[0], out[1]) |w, g| if (w == 0) try testing.expectEqual(@as(f32, 0), g);

@@ -98,7 +98,13 @@ pub const Kernel = extern struct {
     /// Independent units of a phase; a unit should be worth some microseconds.
     units: *const fn (t: *const Task, phase: u32) callconv(.c) u32,
     /// Does units [begin, end) of a phase. `scratch` is this thread's own, 64-byte aligned.
-    run: *const fn (t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callconv(.c) void,
+    run: *const fn (
+        t: *const Task,
+        phase: u32,
+        begin: u32,
+        end: u32,
+        scratch: [*]u8,
+    ) callconv(.c) void,
     /// Bytes of shared workspace / of scratch a thread needed at the plan's capacities
     /// (`capacity[rows]`, `n_threads`; the step is not there yet).
     workspace: ?*const fn (t: *const Task) callconv(.c) usize = null,

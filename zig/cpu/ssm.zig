@@ -21,7 +21,15 @@ pub fn ssm_ref(t: *const Task) void {
         for (0..s.p) |p| ssmColumn_ref(t, s, seq, h, p, from, to);
     };
 }
-fn ssmColumn_ref(t: *const Task, s: Shape, seq: usize, h: usize, p: usize, from: u32, to: u32) void {
+fn ssmColumn_ref(
+    t: *const Task,
+    s: Shape,
+    seq: usize,
+    h: usize,
+    p: usize,
+    from: u32,
+    to: u32,
+) void {
     const state = s.state(t, seq, h);
     var column: [512]f64 = undefined;
     const fresh = t.step.past_len.?[seq] == 0;
@@ -241,7 +249,13 @@ test "cutting a prompt at multiples of 64 leaves every bit, elsewhere the value"
         const want = try l.output();
         const want_states = try l.pool();
         try runCut(l, &.{}, want_states, want);
-        for ([_][]const u32{ &.{64}, &.{128}, &.{ 64, 128, 192, 256 }, &.{ 128, 128, 256 } }) |cut| {
+        const cuts = [_][]const u32{
+            &.{64},
+            &.{128},
+            &.{ 64, 128, 192, 256 },
+            &.{ 128, 128, 256 },
+        };
+        for (cuts) |cut| {
             const y = try l.output();
             const states = try l.pool();
             try runCut(l, cut, states, y);
@@ -291,6 +305,7 @@ test "a batch without tokens does nothing" {
     const l = try Layer.init(arena.allocator(), shapes[1], 0, 1);
     const states = try l.pool();
     try l.run(scan.kernel, .whole, &.{}, 0, states, &.{});
-    try l.run(scan.kernel, .whole, &.{ .{ .tokens = 0 }, .{ .tokens = 0, .slot = 1 } }, 0, states, &.{});
+    const nothing = [_]Seq{ .{ .tokens = 0 }, .{ .tokens = 0, .slot = 1 } };
+    try l.run(scan.kernel, .whole, &nothing, 0, states, &.{});
     try case.expectSameBits(l.states, states);
 }

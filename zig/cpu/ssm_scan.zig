@@ -7,11 +7,11 @@
 //!   state = exp(l_end) state + sum_j B_j exp(l_end - l_j) dt_j x_j
 //! A piece of a chunk with one token takes the `ssm_update` formula and so has its bits.
 //! Work a token: 4 N P + 64 P flops a head and 64 N a group.
-//! Ideas: C B of a chunk is computed once for all heads of a group, in a phase of its own; D sits on
-//! the diagonal of the 64 x 64 matrix; state and x lie in panels two vectors wide, padded, so that
-//! the register tiles know no rests of P; the upper triangle is never touched; the next piece's x is
-//! prefetched (70 -> 75 %).
-//! Reached: 75 % of the FMA peak at H 64, P 64, N 128, G 1, 512 tokens (one Zen3 core, AVX2): 16 ms.
+//! Ideas: C B of a chunk is computed once for all heads of a group, in a phase of its own; D sits
+//! on the diagonal of the 64 x 64 matrix; state and x lie in panels two vectors wide, padded, so
+//! that the register tiles know no rests of P; the upper triangle is never touched; the next
+//! piece's x is prefetched (70 -> 75 %).
+//! Reached: 75 % of the FMA peak at H 64, P 64, N 128, G 1, 512 tokens (Zen3 core, AVX2): 16 ms.
 
 const std = @import("std");
 const simd = @import("simd.zig");
@@ -166,7 +166,8 @@ const Work = struct {
     weight: [*]f32,
     /// (j, i), `pitch` from row to row
     mix: [*]f32,
-    /// Panels (P / width): of x (chunk, width), of x weighted for the state, of the state (N, width)
+    /// Panels (P / width): of x (chunk, width), of x weighted for the state,
+    /// of the state (N, width)
     x: [*]f32,
     xw: [*]f32,
     state: [*]f32,
@@ -265,7 +266,9 @@ const Work = struct {
             var i: usize = 0;
             while (i < piece.len) : (i += tile.rows_max) {
                 switch (@min(tile.rows_max, piece.len - i)) {
-                    inline 1...tile.rows_max => |rows| w.outputTile(rows, t, s, piece, head, c, q, i),
+                    inline 1...tile.rows_max => |rows| {
+                        w.outputTile(rows, t, s, piece, head, c, q, i);
+                    },
                     else => unreachable,
                 }
             }

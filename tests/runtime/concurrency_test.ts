@@ -78,6 +78,7 @@ describe("a running generation", () => {
     const both = await Promise.allSettled([model.call(next), model.call(next)]);
     const failed = both.filter((r) => r.status === "rejected");
     assertEquals(failed.length, 1);
+    for (const result of both) if (result.status === "fulfilled") result.value.dispose();
     await assertRejects(
       () => model.call({ input_ids: [[5], [6]], past_key_values: cache }),
       RangeError,

@@ -1,4 +1,4 @@
-import { assertEquals, assertLess } from "@std/assert";
+import { assert, assertEquals, assertLess } from "@std/assert";
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -62,7 +62,8 @@ it(
       for (
         const key of ["allocated", "mapped", "n_buffers", "n_plans", "n_jobs", "n_files"] as const
       ) {
-        assertEquals(end[key], begin[key], key);
+        // Less than at the beginning is what another file left and the collector has freed since.
+        assert(end[key] <= begin[key], `${key} went from ${begin[key]} to ${end[key]}`);
       }
       const [files, threads] = openThings() ?? [0, 0];
       const [files_before, threads_before] = things ?? [0, 0];

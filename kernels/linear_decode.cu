@@ -41,7 +41,7 @@ constexpr int X_PAD = 32;                 // keeps rows of x on different banks
 
 struct Fixed {
     float red[2][WARPS][128];
-    float sumsq[32][WARPS];
+    float sumsq[16][WARPS];
     float rstd[8];
 };
 
@@ -222,3 +222,5 @@ GEMV(gemv_6_direct_swiglu_bf16, PLAIN, true, false, 6, bf16)
     GEMV(gemv_##S##_rms_swiglu_bf16, RMS, true, true, S, bf16)                                              \
     GEMV(gemv_##S##_rms_f32, RMS, false, true, S, float)
 GEMV_STAGED(4)
+GEMV_STAGED(5)
+GEMV_STAGED(6)

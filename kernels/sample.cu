@@ -215,6 +215,7 @@ DEVICE void reach(const float* x, int n, uint64_t want, uint64_t* buckets, MASS 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) logits_warp_f32(const __grid_constant__ SampleArgs a) {
     __shared__ uint64_t buckets[2048];
     __shared__ uint64_t parts[WARPS];
+    __shared__ float bests[THREADS];
     __shared__ int cut;
     pdl_wait();
     pdl_launch();
@@ -235,8 +236,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) logits_warp_f32(const _
     };
     if (top > -INFINITY) {
         uint64_t above;
-        if (s.top_k && s.top_k < (uint32_t)n)
-            reach(x, n, s.top_k, buckets, [&](float v) -> uint64_t { return clean(v) > -INFINITY; }, &edge_k, &above);
+        if (s.top_k && s.top_k < (uint32_t)n) {
+            // The k-th of the threads' best scores bounds the k-th score from below: few ids are left to count.
+            uint32_t bound = 0;
+            if (s.top_k <= THREADS) {
+                float mine = -INFINITY;
+                each(x, n, [&](float v, int) { mine = fmaxf(mine, v); });
+                bests[threadIdx.x] = mine;
+                __syncthreads();
+                reach(bests, THREADS, s.top_k, buckets, [&](float v) -> uint64_t { return v > -INFINITY; }, &bound, &above);
+            }
+            reach(x, n, s.top_k, buckets,
+                  [&](float v) -> uint64_t { return v > -INFINITY && ordered(v) >= bound; }, &edge_k, &above);
+        }
         // fewer than k ids above -inf: nothing is reached, the edge stays at the bottom
         if (s.top_p < 1.0f) {
             uint64_t total = 0;
@@ -253,7 +265,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) logits_warp_f32(const _
             if (threadIdx.x == 0) cut = 0;
             uint64_t sum = above;
             const uint64_t m = mass(__uint_as_float(edge_p >> 31 ? edge_p & 0x7fffffffu : ~edge_p));
-            __syncthreads();
+            int equals = 0;
+            each(x, n, [&](float v, int) { equals += ordered(v) == edge_p; });
+            const int holders = __syncthreads_count(equals);
+            if (!__syncthreads_or(equals > 1 || holders > 1)) sum = want;  // one alone stays
             for (int base = (n - 1) / THREADS * THREADS; base >= 0 && sum < want; base -= THREADS) {
                 const int i = base + THREADS - 1 - threadIdx.x;
                 const bool equal = i < n && ordered(clean(x[i])) == edge_p;

@@ -4,6 +4,7 @@ import torch
 import attention
 import driver as d
 import linear_batch
+import linear_decode
 import rowwise
 import sample
 import ssm_update
@@ -50,6 +51,7 @@ class Model:
         bf = lambda *s: torch.randn(*s, device="cuda").bfloat16()
         self.x, self.big, self.y, self.hid = bf(batch, H), bf(batch, 16768), bf(batch, DI), bf(batch, FF)
         self.qkv, self.spare, self.logits = bf(batch, 6144), bf(batch, DI), torch.zeros(batch, V, device="cuda")
+        self.conv = bf(batch, CONV)
         self.ids = torch.zeros(batch, device="cuda", dtype=torch.int32)
         self.greedy = sample.settings(batch)[1]
         past = torch.full((batch,), CTX - 1, device="cuda", dtype=torch.int32)
@@ -58,7 +60,8 @@ class Model:
             if l["kind"] == "mamba":
                 l["run"] = dict(xbc=self.big[:, DI:DI + CONV], dt=self.big[:, DI + CONV:], a_log=l["a_log"], d=l["d"], bias=l["bias"],
                                 state=torch.zeros(batch, HEADS, 64, 128, device="cuda"), past=past, slots=slots, y=self.y,
-                                conv_state=torch.zeros(batch, 4, CONV, device="cuda"), w=l["w"], wb=l["wb"], heads=HEADS, groups=1)
+                                conv_state=torch.zeros(batch, 4, CONV, device="cuda"), w=l["w"], wb=l["wb"], heads=HEADS, groups=1, of=slots,
+                                start=torch.arange(batch + 1, device="cuda").int(), lens=[1] * batch)
             else:
                 a = attention.setup([1] * batch, [CTX - 1] * batch, 32, 8)
                 a.update(q=self.qkv[:, :4096], of=slots, slots=slots, pos=past)
@@ -70,7 +73,12 @@ class Model:
         for l in self.layers:
             if l["kind"] == "mamba":
                 linear(x, l["in_proj"], big, norm=l["norm"], spare=spare)
-                ssm_update.run(l["run"], True)
+                r = l["run"]
+                if x.shape[0] <= 8:
+                    ssm_update.run(r, True)
+                else:
+                    rowwise.conv(r, "_update", 4, r["xbc"], self.conv, r["w"], r["wb"], r["conv_state"])
+                    ssm_update.run(dict(r, xbc=self.conv), False)
                 linear(self.y, l["out_proj"], x, norm=l["gnorm"], gate=big[:, :DI], residual=x, spare=spare)
             else:
                 p = l["run"]
@@ -87,16 +95,17 @@ class Model:
 def bench():
     read, copy = d.peaks()
     m = Model()
-    for batch in (1, 8, 16, 64):
+    for batch, slots, per in ((1, (4,), 2), (1, (6, 5), 1), (8, (4,), 2), (16, (4,), 2), (64, (4,), 2), (256, (4,), 2)):
+        linear_decode.SLOTS, linear_decode.PER_SM = slots, per
         m.states(batch)
         us = d.graph_us(m.step, 1)
         state = batch * 29 * HEADS * 65536
         floor = m.bytes / read / 1e6 + state / copy / 1e6 + batch * 3 * CTX * 4096 / read / 1e6
-        d.report("decode step", batch=batch, us=us, tokens_s=batch / us * 1e6, weights_gb=m.bytes / 1e9,
+        d.report("decode step", batch=batch, slots=str(slots), blocks=per, us=us, tokens_s=batch / us * 1e6, weights_gb=m.bytes / 1e9,
                  over_floor=us / floor, share_read=(m.bytes + state) / us / 1e6 / read)
 
 
 if __name__ == "__main__":
     if "bench" in sys.argv:
         bench()
-    d.finish("token")
+    d.finish("decode_step")

@@ -142,7 +142,8 @@ def check(name, err, limit):
 
 def report(what, **fields):
     line = {"what": what, **{k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()},
-            "gpu": NAME, "commit": os.environ.get("COMMIT", "")}
+            "gpu": NAME, "commit": os.environ.get("COMMIT", ""),
+            "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}
     LOG.write(json.dumps(line) + "\n")
     LOG.flush()
     print(what, " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items()),

@@ -6,7 +6,8 @@ import driver as d
 from rowwise import norm as rms
 
 M = d.Module("linear_decode")
-ROOM = 115700 - 9344  # dynamic shared memory with which two blocks fit a multiprocessor
+SLOTS, PER_SM = (4,), 2
+ROOM = 115712 - 8832  # dynamic shared memory with which two blocks fit a multiprocessor
 
 
 class Args(C.Structure):
@@ -16,12 +17,13 @@ class Args(C.Structure):
 
 
 def gemv(x, w, out, mode="", w2=None, gate=None, norm=None, bias=None, residual=None, variant=None,
-         per_sm=2):
+         per_sm=None):
+    per_sm = per_sm or PER_SM
     batch, k, n = x.shape[0], w.shape[1], w.shape[0]
     f32 = out.dtype == torch.float32
     x_bytes = batch * (k + 32) * 2
     if variant is None:  # x staged in shared memory, or read from L2 as it goes (0)
-        variant = 4 if x_bytes + 65536 <= ROOM else 0
+        variant = next((s for s in SLOTS if x_bytes + s * 16384 <= ROOM), 0)
     middle = "" if not mode else "_" + mode
     kind = f"gemv_{variant}{middle}" if variant else f"gemv_6_direct{middle}"
     smem = variant * 16384 + x_bytes if variant else 6 * 16384
@@ -119,7 +121,10 @@ def bench():
                rnd(14336, 4096, scale=0.01), rnd(4096, 14336, scale=0.01)) for _ in range(L)]
 
     one = sum(w.numel() for w in layers[0]) * 2
-    for v, per in ((None, 2), (None, 1)):
+    global SLOTS
+    for slots, v, per in (((4,), None, 2), ((6, 5, 4), None, 1), ((6, 5), None, 1), ((5, 4), None, 2)):
+        SLOTS = slots
+
         def chain():
             for wi, wo, wg, wu, wd in layers:
                 o = dict(variant=v, per_sm=per)
@@ -128,7 +133,7 @@ def bench():
                 gemv(x, wg, hid, mode="rms_swiglu", w2=wu, norm=norm, **o)
                 gemv(hid, wd, x, residual=x, **o)
         us = d.graph_us(chain, L)
-        d.report(f"linear_decode chain of a layer {v} {per}", us=us, share_read=one / us / 1e6 / read)
+        d.report(f"linear_decode chain of a layer, slots {slots}, {per} blocks", us=us, share_read=one / us / 1e6 / read)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,13 @@ describe("the command line's usage", () => {
     assertMatch(stderr, /^bamba: .*'models\/nowhere'.*\n$/);
   });
 
+  it("a filter that matches no test is a failure", async () => {
+    const { code, stdout, stderr } = await cli(["test", "no such test"]);
+    assertEquals(code, 1);
+    assertMatch(stdout, /^0 passed, 1 failed$/m);
+    assertStringIncludes(stderr, "'no such test'");
+  });
+
   it("shows all subcommands without arguments", async () => {
     const { code, stdout, stderr } = await cli([]);
     assertEquals(code, 2);

@@ -4,7 +4,7 @@ import torch
 import attention
 import driver as d
 import linear_batch
-import linear_decode
+import linear_gemm
 import rowwise
 import sample
 import ssm_update
@@ -27,7 +27,8 @@ def linear(x, w, out, norm=None, gate=None, w2=None, residual=None, spare=None):
         x = spare[:, :x.shape[1]]
     if x.shape[0] <= 8:
         return gemv(x, w, out, mode="swiglu" if w2 is not None else "", w2=w2, residual=residual)
-    linear_batch.prepare(x, w, out, w2=w2, residual=residual)()
+    linear = linear_gemm if x.shape[0] > 128 and out.dtype == torch.bfloat16 else linear_batch
+    linear.prepare(x, w, out, w2=w2, residual=residual)()
 
 
 class Model:
@@ -95,13 +96,12 @@ class Model:
 def bench():
     read, copy = d.peaks()
     m = Model()
-    for batch, slots, per in ((1, (4,), 2), (1, (6, 5), 1), (8, (4,), 2), (16, (4,), 2), (64, (4,), 2), (256, (4,), 2)):
-        linear_decode.SLOTS, linear_decode.PER_SM = slots, per
+    for batch in (1, 8, 16, 64, 256):
         m.states(batch)
         us = d.graph_us(m.step, 1)
         state = batch * 29 * HEADS * 65536
         floor = m.bytes / read / 1e6 + state / copy / 1e6 + batch * 3 * CTX * 4096 / read / 1e6
-        d.report("decode step", batch=batch, slots=str(slots), blocks=per, us=us, tokens_s=batch / us * 1e6, weights_gb=m.bytes / 1e9,
+        d.report("decode step", batch=batch, us=us, tokens_s=batch / us * 1e6, weights_gb=m.bytes / 1e9,
                  over_floor=us / floor, share_read=(m.bytes + state) / us / 1e6 / read)
 
 

@@ -39,7 +39,7 @@ export async function run(options: BenchOptions): Promise<void> {
   };
   const bytes = decodeBytes(shape, weight_bytes[weights], prompt_tokens + new_tokens / 2);
   const result = await measureRounds(device, rounds, bytes, (p) => p.read_bytes_s, round, signal);
-  report(options, {
+  await report(options, {
     bench: "decode",
     ...result,
     unit: "GB/s read",

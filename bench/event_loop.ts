@@ -7,6 +7,7 @@ import process from "node:process";
 import type { BenchOptions } from "../src/cli/bench.ts";
 import { AutoModelForCausalLM } from "../mod.ts";
 import { default_model, modelFolder } from "../src/cli/place.ts";
+import { printLine } from "./lib/line.ts";
 import { median } from "./lib/measure.ts";
 
 const interval_ms = 10;
@@ -43,5 +44,5 @@ export async function run(options: BenchOptions): Promise<void> {
   if (!options.json) {
     console.error(`a timer of ${interval_ms} ms was at most ${result.late_ms_max} ms late`);
   }
-  console.log(JSON.stringify(result));
+  await printLine(options, result);
 }

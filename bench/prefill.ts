@@ -36,7 +36,7 @@ export async function run(options: BenchOptions): Promise<void> {
   };
   const flops = prefillFlops(shape, tokens) / tokens;
   const result = await measureRounds(device, rounds, flops, (p) => p.f32_flop_s, round, signal);
-  report(options, {
+  await report(options, {
     bench: "prefill",
     ...result,
     unit: "TFLOP/s f32",

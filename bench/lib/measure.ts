@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import type { BenchOptions } from "../../src/cli/bench.ts";
 import { Device } from "../../src/device.ts";
 import { BambaForCausalLM } from "../../src/models/bamba.ts";
+import { printLine, rounded } from "./line.ts";
 import { randomModel } from "./random_model.ts";
 
 const dtypes = { f32: "float32", bf16: "bfloat16", f16: "float16" } as const;
@@ -112,7 +113,7 @@ export async function measureRounds(
 }
 
 /** Prints one JSON line, and before it, unless `--json` was given, a sentence to stderr. */
-export function report(
+export async function report(
   options: BenchOptions,
   { bench, unit, scale, ...rest }: Rounds & {
     bench: string;
@@ -121,25 +122,24 @@ export function report(
     scale: number;
     [extra: string]: unknown;
   },
-): void {
+): Promise<void> {
   const { tok_s, share, peak, rounds, hash, ...extra } = rest;
-  const round = (x: number, digits: number) => Number(x.toPrecision(digits));
   const { shape, weights } = options;
   if (!options.json) {
     console.error(
       `${bench} ${shape} ${weights}: ${tok_s.toFixed(2)} tokens/s, ${(100 * share).toFixed(1)} % ` +
-        `of ${round(peak / scale, 3)} ${unit}`,
+        `of ${rounded(peak / scale, 3)} ${unit}`,
     );
   }
-  console.log(JSON.stringify({
+  await printLine(options, {
     bench,
     shape,
     weights,
-    tok_s: round(tok_s, 4),
-    share: round(share, 4),
-    peak: round(peak, 4),
+    tok_s: rounded(tok_s),
+    share: rounded(share),
+    peak: rounded(peak),
     ...extra,
-    rounds: rounds.map((rate) => round(rate, 4)),
+    rounds: rounds.map((rate) => rounded(rate)),
     hash,
-  }));
+  });
 }

@@ -17,6 +17,8 @@ export interface BenchOptions {
   device: DeviceName;
   /** JSON lines only on stdout. */
   json: boolean;
+  /** File to which each result is appended, with what it was taken on. */
+  record?: string;
   /** Stops the measurement. */
   signal: AbortSignal;
 }
@@ -58,7 +60,8 @@ export function addBench(program: Command, signal: AbortSignal): void {
     )
     .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1))
     .option("--device <name>", "auto, cpu, cuda or cuda:N", deviceName, "cpu")
-    .option("--json", "print nothing but JSON lines on stdout", false);
+    .option("--json", "print nothing but JSON lines on stdout", false)
+    .option("--record <file>", "append each result there, with machine, commit and command");
   addRuntime(command).addHelpText(
     "after",
     `

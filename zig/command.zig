@@ -51,7 +51,19 @@ pub const Status = enum(i32) {
     device_lost = -10,
 };
 
-pub const DType = enum(u32) { f32 = 0, bf16 = 1, f16 = 2, i32 = 3 };
+/// The types behind `i32` are weights in blocks of 32 or 256 columns with their own scale, as GGUF
+/// files hold them: `cpu/block.zig` defines each block.
+pub const DType = enum(u32) {
+    f32 = 0,
+    bf16 = 1,
+    f16 = 2,
+    i32 = 3,
+    q8_0 = 4,
+    q4_0 = 5,
+    q4_k = 6,
+    q5_k = 7,
+    q6_k = 8,
+};
 
 /// Where an operand's bytes lie.
 pub const Space = enum(u32) {

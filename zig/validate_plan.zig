@@ -2,6 +2,7 @@
 
 const std = @import("std");
 const command = @import("command");
+const block = @import("cpu/block.zig");
 const failure = @import("validate_failure.zig");
 const ops = @import("validate_ops.zig");
 const overlap = @import("validate_overlap.zig");
@@ -135,6 +136,7 @@ pub fn extent(o: Operand) u128 {
     const size: u128 = switch (o.dtype) {
         .f32, .i32 => 4,
         .bf16, .f16 => 2,
+        .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => unreachable, // not let in by `checkOperand`
     };
     if (o.layout == .panel) {
         const panels: u128 = (@as(u128, o.shape[0]) + command.panel - 1) / command.panel;
@@ -158,6 +160,11 @@ fn checkOperand(
     f: *Failure,
 ) Rejected!void {
     try checkShape(h, o, i, f);
+    if (block.is(o.dtype)) return f.set(
+        .unsupported,
+        "Expected no weights in blocks, which no kernel takes, but found {t} in operand {d}",
+        .{ o.dtype, i },
+    );
     const is_float = o.dtype != .i32;
     if (is_float != (o.space != .step)) return f.set(
         .type,

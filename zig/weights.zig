@@ -4,6 +4,7 @@
 
 const std = @import("std");
 const command = @import("command");
+const block = @import("cpu/block.zig");
 const buffer = @import("buffer.zig");
 const exchange = @import("exchange.zig");
 const file = @import("file.zig");
@@ -79,6 +80,7 @@ fn elementBytes(dtype: DType) u64 {
     return switch (dtype) {
         .f32, .i32 => 4,
         .bf16, .f16 => 2,
+        .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => unreachable, // not let in by `check`
     };
 }
 
@@ -149,6 +151,11 @@ fn check(c: *job.Context, item: Item, i: usize, f: *Failure) Rejected!void {
         .range,
         "Expected rows and columns of item {d} but found {d} x {d}",
         .{ i, raw.rows, raw.cols },
+    );
+    for ([_]DType{ raw.src_dtype, raw.dst_dtype }) |dtype| if (block.is(dtype)) return f.set(
+        .unsupported,
+        "Expected no weights in blocks, which no kernel takes, but found {t} in item {d}",
+        .{ dtype, i },
     );
     const has_i32 = raw.src_dtype == .i32 or raw.dst_dtype == .i32;
     if (has_i32 and item.converts()) return f.set(

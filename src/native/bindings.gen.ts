@@ -1,7 +1,7 @@
 // Printed by `zig build bindings` from zig/command.zig; do not edit.
 
 /** Hash of all declarations of zig/command.zig, compared with the library's at load. */
-export const abi_hash = 186121598;
+export const abi_hash = 3560847310;
 
 export const revision = 1;
 export const max_operands = 12;
@@ -29,6 +29,11 @@ export const DType = {
   bf16: 1,
   f16: 2,
   i32: 3,
+  q8_0: 4,
+  q4_0: 5,
+  q4_k: 6,
+  q5_k: 7,
+  q6_k: 8,
 } as const;
 
 export const Space = {

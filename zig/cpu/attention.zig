@@ -23,7 +23,7 @@ fn get(dtype: DType, p: [*]const u8, i: usize) f32 {
         .f32 => simd.get(.f32, p, i),
         .bf16 => simd.get(.bf16, p, i),
         .f16 => simd.get(.f16, p, i),
-        .i32 => unreachable,
+        else => unreachable,
     };
 }
 fn put(dtype: DType, p: [*]u8, i: usize, x: f32) void {
@@ -31,7 +31,7 @@ fn put(dtype: DType, p: [*]u8, i: usize, x: f32) void {
         .f32 => simd.st(p + i * 4, x),
         .bf16 => simd.st(p + i * 2, simd.f2b(x)),
         .f16 => simd.st(p + i * 2, simd.f2h(x)),
-        .i32 => unreachable,
+        else => unreachable,
     }
 }
 

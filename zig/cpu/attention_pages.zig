@@ -38,7 +38,7 @@ inline fn put(comptime dtype: DType, p: [*]u8, i: usize, x: f32) void {
         .f32 => simd.st(p + i * 4, x),
         .bf16 => simd.st(p + i * 2, simd.f2b(x)),
         .f16 => simd.st(p + i * 2, simd.f2h(x)),
-        .i32 => unreachable,
+        else => unreachable,
     }
 }
 
@@ -78,13 +78,13 @@ fn append(t: *const Task, seq: usize, index: usize, head: usize) void {
     const v = headPage(t, 3, seq, first, head, hd);
     const pos = first % page_tokens;
     switch (t.operands[2].dtype) {
-        .i32 => unreachable,
-        inline else => |dtype| for (0..hd) |d| for (0..last - first) |i|
+        else => unreachable,
+        inline .f32, .bf16, .f16 => |dtype| for (0..hd) |d| for (0..last - first) |i|
             put(dtype, k, keyIndex(hd, pos + i, d), t.row(0, row + i)[head * hd + d]),
     }
     switch (t.operands[3].dtype) {
-        .i32 => unreachable,
-        inline else => |dtype| for (0..last - first) |i| for (0..hd) |d|
+        else => unreachable,
+        inline .f32, .bf16, .f16 => |dtype| for (0..last - first) |i| for (0..hd) |d|
             put(dtype, v, (pos + i) * hd + d, t.row(1, row + i)[head * hd + d]),
     }
 }

@@ -53,8 +53,8 @@ fn widen(
     out: [*]f32,
 ) void {
     switch (page.dtype) {
-        .i32 => unreachable,
-        inline else => |dtype| for (0..n_rows) |row| {
+        else => unreachable,
+        inline .f32, .bf16, .f16 => |dtype| for (0..n_rows) |row| {
             const from = page.p + (i + row * stride) * simd.size(dtype);
             const to = out + row * width;
             var at: usize = 0;

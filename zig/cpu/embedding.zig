@@ -42,7 +42,7 @@ fn run(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callcon
             } else {
                 fromRow(dtype, t.data[WEIGHT].?, id * weight.row_stride, H, out);
             },
-            .i32 => unreachable,
+            else => unreachable,
         }
     }
 }

@@ -251,6 +251,6 @@ pub fn block(
                 std.debug.assert(sums == c + rows * (p1 - p0) * width);
             }
         },
-        .i32 => unreachable,
+        else => unreachable,
     }
 }

@@ -69,7 +69,7 @@ fn oneRow(
                 sums[s][j] = simd.mulAdd(x0, w, sums[s][j]);
             };
         },
-        .i32 => unreachable,
+        else => unreachable,
     }
     inline for (0..S) |s| inline for (0..V) |j| simd.st(c + s * width + j * L, sums[s][j]);
 }
@@ -138,7 +138,7 @@ pub fn run(
             },
             else => unreachable,
         },
-        .i32 => unreachable,
+        else => unreachable,
     }
 }
 

@@ -70,9 +70,9 @@ fn convert(dst: [*]u8, to: DType, src: [*]const u8, from: DType, n: usize) callc
             .f32 => for (0..n) |i| simd.st(dst + 4 * i, simd.get(f, src, i)),
             .bf16 => for (0..n) |i| simd.st(dst + 2 * i, simd.f2b(simd.get(f, src, i))),
             .f16 => for (0..n) |i| simd.st(dst + 2 * i, simd.f2h(simd.get(f, src, i))),
-            .i32 => unreachable,
+            else => unreachable,
         },
-        .i32 => unreachable,
+        else => unreachable,
     }
 }
 
@@ -82,6 +82,7 @@ comptime {
 
 test {
     _ = families;
+    _ = @import("block.zig");
     std.testing.refAllDecls(panel);
     std.testing.refAllDecls(simd);
 }

@@ -22,6 +22,7 @@ pub fn panelBytes(dtype: DType, cols: usize) usize {
         .f32, .i32 => cols * width * 4,
         .f16 => cols * width * 2,
         .bf16 => (cols + 1) / 2 * width * 4,
+        .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => unreachable,
     };
 }
 /// Bytes of a whole (rows, cols) matrix in panels.
@@ -36,7 +37,7 @@ pub fn get(dtype: DType, p: [*]const u8, cols: usize, row: usize, col: usize) f3
         .f32 => simd.get(.f32, at, col * width + lane),
         .f16 => simd.get(.f16, at, col * width + lane),
         .bf16 => simd.get(.bf16, at, (col / 2 * width + lane) * 2 + col % 2),
-        .i32 => unreachable,
+        else => unreachable,
     };
 }
 
@@ -62,9 +63,9 @@ pub fn pack(
                     packOne(to, from, dst + p * one, block, @min(width, rows - first), cols);
                 }
             },
-            .i32 => unreachable,
+            else => unreachable,
         },
-        .i32 => unreachable,
+        else => unreachable,
     }
 }
 
@@ -177,7 +178,7 @@ fn emit(
                 const pair = @as(U, simd.f2bV(even)) | high;
                 simd.st(dst + ((k + i) / 2 * width + lanes) * 4, pair);
             },
-            .i32 => unreachable,
+            else => unreachable,
         }
     };
 }
@@ -215,7 +216,7 @@ test "every dtype packs into every dtype at ugly sizes, by the layout's definiti
                     .f32 => simd.st(at, x),
                     .bf16 => simd.st(at, simd.f2b(x)),
                     .f16 => simd.st(at, simd.f2h(x)),
-                    .i32 => unreachable,
+                    else => unreachable,
                 }
             }
             const dst = try gpa.alloc(u8, bytes(to, rows, cols));
@@ -231,7 +232,7 @@ test "every dtype packs into every dtype at ugly sizes, by the layout's definiti
                     .f32 => x,
                     .bf16 => simd.b2f(simd.f2b(x)),
                     .f16 => simd.h2f(simd.f2h(x)),
-                    .i32 => unreachable,
+                    else => unreachable,
                 };
                 try testing.expectEqual(want, get(to, dst.ptr, cols, r, k));
             };

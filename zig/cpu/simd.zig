@@ -92,11 +92,12 @@ inline fn half(v: anytype, comptime from: usize) Half(@TypeOf(v)) {
 
 // ---- storage types -------------------------------------------------------------------------
 
-/// Bytes of one element.
+/// Bytes of one element of a type without blocks.
 pub inline fn size(dtype: DType) usize {
     return switch (dtype) {
         .f32, .i32 => 4,
         .bf16, .f16 => 2,
+        .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => unreachable, // blocks: see block.zig
     };
 }
 /// L elements of a row, starting with element i, as f32. Any alignment.
@@ -106,7 +107,7 @@ pub inline fn ldAs(comptime dtype: DType, p: [*]const u8, i: usize) F {
         .f32 => ld(F, at),
         .bf16 => b2fV(ld(@Vector(L, u16), at)),
         .f16 => h2fV(ld(@Vector(L, u16), at)),
-        .i32 => @compileError("an i32 array holds no activations"),
+        else => @compileError("not one number after another"),
     };
 }
 /// Element i of a row, as f32. Any alignment.
@@ -116,7 +117,7 @@ pub inline fn get(comptime dtype: DType, p: [*]const u8, i: usize) f32 {
         .f32 => ld(f32, at),
         .bf16 => b2f(ld(u16, at)),
         .f16 => h2f(ld(u16, at)),
-        .i32 => @compileError("an i32 array holds no activations"),
+        else => @compileError("not one number after another"),
     };
 }
 /// The low bf16 of each u32, as f32: the even k of a panel's pairs.

@@ -116,6 +116,13 @@ fn addTests(c: Context, step: *Build.Step) void {
         .use_llvm = true,
     });
     step.dependOn(&b.addRunArtifact(core).step);
+    const fuzz = b.addTest(.{
+        .name = "fuzz",
+        .root_module = c.core("fuzz.zig"),
+        .filters = if (c.filters.len > 0) c.filters else &.{"fuzz_"},
+        .use_llvm = true,
+    });
+    step.dependOn(&b.addRunArtifact(fuzz).step);
     for (c.levels) |level| {
         if (!runs(c, level)) {
             step.dependOn(Note.create(b, level.name));

@@ -88,8 +88,8 @@ pub const Fuzzer = struct {
         return error.Refused;
     }
     fn buffer(f: *Fuzzer, bytes: u64) !u32 {
-        const options: command.BufferOptions = .{ .device = f.device, .bytes = bytes };
-        return f.open(lib.bamba_buffer_create, command.BufferOptions, options);
+        const values = .{ .device = f.device, .bytes = bytes };
+        return f.open(lib.bamba_buffer_create, command.BufferOptions, values);
     }
 
     /// A handle of the kind, mostly; else one that is freed, of another kind, or invented.

@@ -8,6 +8,7 @@ import { spawn } from "node:child_process";
 import process from "node:process";
 import type { BenchOptions } from "../src/cli/bench.ts";
 import { root, toolPath } from "../src/cli/place.ts";
+import { printLine, rounded } from "./lib/line.ts";
 
 const rounds_default = 10_000_000;
 
@@ -29,7 +30,7 @@ export async function run(options: BenchOptions): Promise<void> {
   const line = await fuzz([String(rounds), String(seed)], options);
   const seconds = (performance.now() - start_ms) / 1000;
   const counts: Counts = JSON.parse(line);
-  console.log(JSON.stringify({ bench: "fuzz", ...counts, seconds, crashes: 0 }));
+  await printLine(options, { bench: "fuzz", ...counts, seconds: rounded(seconds), crashes: 0 });
 }
 
 /** @throws {RangeError} unless the variable is a whole number, or not set */

@@ -6,6 +6,9 @@ const std = @import("std");
 const plans = @import("fuzz_plan.zig");
 const library = @import("fuzz_library.zig");
 
+/// As in the library: std's signal stacks would not fit on a job's stack.
+pub const std_options: std.Options = .{ .signal_stack_size = null };
+
 /// One round in so many calls the library, the others change plans and steps: a call takes longer.
 const library_one_of = 64;
 /// One accepted plan or step in so many is run.

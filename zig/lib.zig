@@ -1,6 +1,7 @@
 //! The fourteen exports. Each gives its arguments to the file that knows, and keeps the sentence of
 //! a failure.
 
+const std = @import("std");
 const abi = @import("abi.zig");
 const buffer = @import("buffer.zig");
 const command = @import("command");
@@ -13,6 +14,9 @@ const status = @import("status.zig");
 const Buf = command.Buf;
 const Failure = status.Failure;
 const answer = status.answer;
+
+/// The program's threads keep their own signal stacks: std's would be 256 KiB a thread and level.
+pub const std_options: std.Options = .{ .signal_stack_size = null };
 
 pub export fn bamba_abi() u32 {
     return abi.hash;

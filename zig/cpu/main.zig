@@ -15,6 +15,9 @@ const Level = level_file.Level;
 const Pack = level_file.Pack;
 const n_ops = level_file.n_ops;
 
+/// The program's threads keep their own signal stacks: std's would be 256 KiB a thread and level.
+pub const std_options: std.Options = .{ .signal_stack_size = null };
+
 /// Every file that exports kernels; a new op family adds its file here.
 const families = .{
     @import("attention.zig").kernels,

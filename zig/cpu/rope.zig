@@ -42,12 +42,12 @@ fn turn(angle: f64) Angle {
     inline for (.{ -3628800.0, 40320.0, -720.0, 24.0, -2.0 }) |d| c = c * z + 1.0 / d;
     const sin = r + r * z * s;
     const cos = 1 + z * c;
-    return switch (@as(i64, @intFromFloat(n)) & 3) {
-        0 => .{ .cos = cos, .sin = sin },
-        1 => .{ .cos = -sin, .sin = cos },
-        2 => .{ .cos = -cos, .sin = -sin },
-        else => .{ .cos = sin, .sin = -cos },
-    };
+    // As floats: a frequency that is no number has no quarter, and must not be cast to an integer.
+    const quarter = n - 4 * @floor(n / 4);
+    if (quarter == 1) return .{ .cos = -sin, .sin = cos };
+    if (quarter == 2) return .{ .cos = -cos, .sin = -sin };
+    if (quarter == 3) return .{ .cos = sin, .sin = -cos };
+    return .{ .cos = cos, .sin = sin };
 }
 
 fn runTables(t: *const Task, _: u32, begin: u32, end: u32, _: [*]u8) callconv(.c) void {

@@ -332,7 +332,8 @@ pub const Info = extern struct {
     cpu_name: [64]u8,
 };
 
-/// One tensor to bring from a file into a buffer.
+/// One tensor to bring from a file into a buffer. Weights in blocks may become f32, bf16 or f16,
+/// and those may become blocks (row_major), also of another type.
 pub const LoadItem = extern struct {
     file: u32,
     buffer: u32,
@@ -344,7 +345,24 @@ pub const LoadItem = extern struct {
     layout: Layout,
     rows: u32,
     cols: u32,
-    reserved: u32,
+    transform: Transform,
+    /// Where rows are reordered: rows of one attention head, and how many of them rotate.
+    head_rows: u32,
+    rotary_rows: u32,
+};
+
+/// What happens to a tensor between file and buffer, besides its type and layout.
+pub const Transform = enum(u32) {
+    none = 0,
+    /// The rotating rows of each head, from HF's two halves (i, rotary / 2 + i) to the neighbours
+    /// (2 i, 2 i + 1) of GGUF files.
+    rope_to_pairs = 1,
+    /// And back.
+    rope_to_halves = 2,
+    /// A = -exp(A_log), f32 row_major.
+    negative_exp = 3,
+    /// A_log = ln(-A), f32 row_major.
+    log_negative = 4,
 };
 
 pub const JobKind = enum(u32) {

@@ -3,6 +3,7 @@
 
 const std = @import("std");
 const command = @import("command");
+const block = @import("cpu/block.zig");
 const example = @import("example_plan.zig");
 const lib = @import("lib.zig");
 const mutation = @import("fuzz_mutate.zig");
@@ -244,22 +245,24 @@ pub const Fuzzer = struct {
     }
     fn loadItem(f: *Fuzzer, random: Random, i: usize) command.LoadItem {
         const rows = 1 + random.uintLessThan(u32, 30);
-        const cols = 1 + random.uintLessThan(u32, 30);
-        const dtypes = [_]command.DType{ .f32, .bf16, .f16 };
-        const from = random.uintLessThan(usize, 3);
-        const size: u32 = if (from == 0) 4 else 2;
+        const cols = if (random.boolean()) 256 else 1 + random.uintLessThan(u32, 30);
+        const dtypes = [_]command.DType{ .f32, .bf16, .f16, .q8_0, .q4_0, .q4_k, .q5_k, .q6_k };
+        const from = dtypes[random.uintLessThan(usize, dtypes.len)];
+        const size = @as(u64, rows) * block.rowBytes(from, cols);
         return .{
             .file = f.any(random, f.file),
             .buffer = f.any(random, f.weights),
             .src_offset = random.uintLessThan(u64, file_bytes / 2),
-            .src_bytes = rows * cols * size,
+            .src_bytes = size,
             .dst_offset = i * 4096,
-            .src_dtype = dtypes[from],
-            .dst_dtype = dtypes[random.uintLessThan(usize, 3)],
+            .src_dtype = from,
+            .dst_dtype = dtypes[random.uintLessThan(usize, dtypes.len)],
             .layout = if (random.boolean()) .panel else .row_major,
             .rows = rows,
             .cols = cols,
-            .reserved = 0,
+            .transform = random.enumValue(command.Transform),
+            .head_rows = random.uintAtMost(u32, rows),
+            .rotary_rows = random.uintAtMost(u32, rows),
         };
     }
     fn wait(f: *Fuzzer, random: Random) void {

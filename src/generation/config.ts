@@ -4,6 +4,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { checkOptions } from "../modeling/options.ts";
+import type { ModelConfig } from "../modeling/pretrained.ts";
 
 /** The fields that steer generation. */
 export interface GenerationFields {
@@ -83,6 +84,14 @@ export class GenerationConfig {
     checkGeneration(fields);
     this.fields = { ...fields };
     this.others = others;
+  }
+
+  /** HF's from_model_config: the special tokens of a model's config, for want of a file. */
+  static from_model_config(config: ModelConfig): GenerationConfig {
+    const { bos_token_id, eos_token_id, pad_token_id } = config;
+    const given = Object.entries({ bos_token_id, eos_token_id, pad_token_id })
+      .filter(([, id]) => id !== undefined && id !== null);
+    return new GenerationConfig(Object.fromEntries(given));
   }
 
   /** Reads the folder's generation_config.json; defaults where there is none. */

@@ -1,5 +1,6 @@
 /** Gives a model with a head `generate` and `stream`. HF's GenerationMixin. */
 
+import { isGguf } from "../gguf/checkpoint.ts";
 import { Tensor } from "../graph/tensor.ts";
 import type { HybridMambaAttentionDynamicCache } from "../modeling/cache.ts";
 import { PreTrainedModel } from "../modeling/pretrained.ts";
@@ -42,7 +43,9 @@ export abstract class GenerationMixin extends PreTrainedModel {
   }
 
   protected override async afterLoad(dir: string): Promise<void> {
-    this.generation_config = await GenerationConfig.from_pretrained(dir);
+    this.generation_config = isGguf(dir) // which holds no generation_config.json
+      ? GenerationConfig.from_model_config(this.config)
+      : await GenerationConfig.from_pretrained(dir);
   }
 
   /**

@@ -42,6 +42,11 @@ const dtype_codes: Record<DTypeName, number> = {
   bfloat16: DType.bf16,
   float16: DType.f16,
   int32: DType.i32,
+  q8_0: DType.q8_0,
+  q4_0: DType.q4_0,
+  q4_k: DType.q4_k,
+  q5_k: DType.q5_k,
+  q6_k: DType.q6_k,
 };
 
 /** A compiled graph on a device. Run it as often as needed; dispose of it when done. */

@@ -2,8 +2,17 @@
 
 import type { Graph } from "./graph.ts";
 
-/** Element types by HF's names. */
-export type DTypeName = "float32" | "bfloat16" | "float16" | "int32";
+/** Element types by HF's names; those behind them are weights in blocks, by GGUF's names. */
+export type DTypeName =
+  | "float32"
+  | "bfloat16"
+  | "float16"
+  | "int32"
+  | "q8_0"
+  | "q4_0"
+  | "q4_k"
+  | "q5_k"
+  | "q6_k";
 
 /** What the first dimension of a recorded tensor counts; its extent is then a capacity. */
 export type RowKind = "fixed" | "tokens" | "seqs" | "logits";

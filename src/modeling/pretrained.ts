@@ -1,7 +1,11 @@
 /** The base of all models: loading, calling, freeing. HF's PreTrainedModel. */
 
+import { basename } from "node:path";
 import { Device, type DeviceName } from "../device.ts";
 import { type DTypeName, type LayoutName, Tensor } from "../graph/tensor.ts";
+import { isGguf, openGguf } from "../gguf/checkpoint.ts";
+import type { ConfigToWrite } from "../gguf/config.ts";
+import { saveGguf, type SaveOptions } from "../gguf/save.ts";
 import { Module } from "../nn/module.ts";
 import { Checkpoint } from "../weights/checkpoint.ts";
 import {
@@ -31,6 +35,17 @@ export interface PretrainedOptions {
   signal?: AbortSignal;
 }
 
+/** Options of `save_gguf`. */
+export interface SaveGgufOptions extends SaveOptions {
+  /** Folder or GGUF file whose tokenizer is written; by default the model's own. */
+  readonly tokenizer?: string;
+}
+
+/** Opens a folder in HF's layout or a GGUF file. */
+export function openCheckpoint(path: string): Checkpoint {
+  return isGguf(path) ? openGguf(path) : Checkpoint.open(path);
+}
+
 /** What `progress_callback` gets; bytes. */
 export interface LoadProgress {
   status: string;
@@ -49,6 +64,9 @@ export interface ModelConfig {
   readonly hidden_size: number;
   readonly tie_word_embeddings: boolean;
   readonly use_cache?: boolean;
+  readonly bos_token_id?: number | null;
+  readonly eos_token_id?: number | number[] | null;
+  readonly pad_token_id?: number | null;
 }
 
 /** A model class with its config class, as `from_pretrained` needs it. */
@@ -65,6 +83,8 @@ export interface ModelClass<T extends PreTrainedModel> {
 export abstract class PreTrainedModel extends Module implements RunnableModel {
   abstract readonly config: ModelConfig;
   z_loss_coefficient = 0;
+  /** Folder or file that the model was loaded from. */
+  name_or_path = "";
   #runtime: ModelRuntime | undefined;
 
   /** Records the model's definition over the tokens of a batch. */
@@ -79,9 +99,10 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
   }
 
   /**
-   * Loads config and weights from a folder in HF's layout.
+   * Loads config and weights from a folder in HF's layout, or from a GGUF file.
    *
-   * @param dir holds config.json and model.safetensors, or shards with their index
+   * @param dir holds config.json and model.safetensors, or shards with their index; or is the path
+   *   of a .gguf file, of any part where it is split
    * @throws {TypeError | RangeError} naming what is missing, surplus, misshapen or out of range
    */
   static async from_pretrained<T extends PreTrainedModel>(
@@ -97,11 +118,12 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     signal?.throwIfAborted();
     const config = await this.config_class.from_pretrained(dir);
     const model = new this(config);
-    const checkpoint = await Checkpoint.open(dir);
+    const checkpoint = openCheckpoint(dir);
     const device = await Device.open((options.device ?? "cpu") as DeviceName, {
       threads: options.threads,
     });
     try {
+      model.name_or_path = dir;
       await model.load(this, checkpoint, device, options);
       await model.afterLoad(dir);
     } catch (error) {
@@ -150,6 +172,23 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
   /** HF's get_memory_footprint: bytes of the weights as they are held. */
   get_memory_footprint(): number {
     return this.runtime.weights.bytes;
+  }
+
+  /**
+   * Writes the checkpoint that this model was loaded from, with config and tokenizer, as a GGUF
+   * file that llama.cpp reads, too.
+   *
+   * @param path of the file, which appears when it is whole
+   * @param options.type of the file: "bf16" by default, "f32", "f16", "q8_0", "q4_0", "q4_k_m", …
+   * @throws {RangeError} for an unknown type, or what the format has no place for
+   */
+  async save_gguf(path: string, options: SaveGgufOptions = {}): Promise<void> {
+    checkOptions("save_gguf", options, ["type", "tokenizer", "progress_callback", "signal"]);
+    const { tokenizer = this.name_or_path, ...rest } = options;
+    const checkpoint = openCheckpoint(this.name_or_path);
+    const config = this.config as unknown as ConfigToWrite;
+    const source = { checkpoint, config, tokenizer, device: this.device };
+    await saveGguf({ ...source, name: basename(this.name_or_path) }, path, rest);
   }
 
   /** HF's eval(): models here are always in evaluation mode. */

@@ -1,22 +1,24 @@
-/** config.json files: found, parsed and written as HF has them. */
+/** config.json files: found, parsed and written as HF has them; or what a GGUF file has instead. */
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { isGguf, readGgufFields } from "../gguf/checkpoint.ts";
 import { isJsonObject, type JsonObject, type JsonValue, parseJson } from "../weights/json.ts";
 import { show } from "./config_fields.ts";
 
-/** The path of config.json in a folder; a path that ends in .json is taken as it is. */
+/** The path of config.json in a folder; one that ends in .json or .gguf is taken as it is. */
 export function configPath(dir: string): string {
-  return dir.endsWith(".json") ? dir : join(dir, "config.json");
+  return dir.endsWith(".json") || isGguf(dir) ? dir : join(dir, "config.json");
 }
 
 /**
- * The fields of a config.json.
+ * The fields of a config.json, or those that a GGUF file's metadata stand for.
  *
  * @throws {Error} when it cannot be read
  * @throws {SyntaxError | TypeError} when it is no JSON object
  */
 export function readConfigFile(path: string): JsonObject {
+  if (isGguf(path)) return readGgufFields(path) as JsonObject;
   return inFile(path, () => parseFields(readFileSync(path, "utf8")));
 }
 

@@ -1,7 +1,7 @@
 // Printed by `zig build bindings` from zig/command.zig; do not edit.
 
 /** Hash of all declarations of zig/command.zig, compared with the library's at load. */
-export const abi_hash = 3560847310;
+export const abi_hash = 452306112;
 
 export const revision = 1;
 export const max_operands = 12;
@@ -235,7 +235,7 @@ export const Info = {
 } as const;
 
 export const LoadItem = {
-  size: 56,
+  size: 64,
   fields: {
     file: { offset: 0, type: "u32" },
     buffer: { offset: 4, type: "u32" },
@@ -247,8 +247,18 @@ export const LoadItem = {
     layout: { offset: 40, type: "u32" },
     rows: { offset: 44, type: "u32" },
     cols: { offset: 48, type: "u32" },
-    reserved: { offset: 52, type: "u32" },
+    transform: { offset: 52, type: "u32" },
+    head_rows: { offset: 56, type: "u32" },
+    rotary_rows: { offset: 60, type: "u32" },
   },
+} as const;
+
+export const Transform = {
+  none: 0,
+  rope_to_pairs: 1,
+  rope_to_halves: 2,
+  negative_exp: 3,
+  log_negative: 4,
 } as const;
 
 export const JobKind = {

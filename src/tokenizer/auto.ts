@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { isGguf } from "../gguf/checkpoint.ts";
+import { readGgufTokenizer } from "../gguf/tokenizer_read.ts";
 import { folderPath, readFolder } from "./load.ts";
 import { checkNames } from "./options.ts";
 import { SPECIAL_TOKEN_NAMES } from "./special_tokens.ts";
@@ -32,7 +34,7 @@ export class AutoTokenizer {
    * Loads tokenizer.json and what lies beside it: tokenizer_config.json, special_tokens_map.json,
    * chat_template.jinja.
    *
-   * @param folder path or file: URL of the folder
+   * @param folder path or file: URL of the folder, or of a .gguf file that holds a tokenizer
    * @param options override what tokenizer_config.json says
    * @throws {Error} when the folder or its tokenizer.json is missing
    * @throws {SyntaxError} when a file is no JSON
@@ -49,7 +51,8 @@ export class AutoTokenizer {
     options: TokenizerInit = {},
   ): Promise<PreTrainedTokenizer> {
     checkNames(options, OPTION_NAMES, "AutoTokenizer.from_pretrained");
-    const files = await readFolder(folderPath(folder));
+    const path = folderPath(folder);
+    const files = isGguf(path) ? readGgufTokenizer(path) : await readFolder(path);
     const given = Object.entries(options).filter(([, value]) => value !== undefined);
     return new PreTrainedTokenizer({
       ...files,

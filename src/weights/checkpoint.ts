@@ -1,23 +1,36 @@
-/** Checkpoints in HF's layout: one safetensors file, or shards with their index. */
+/**
+ * Checkpoints: tensors by HF's names. Those in HF's layout (one safetensors file, or shards with
+ * their index) are opened here; other formats say where their tensors lie.
+ */
 
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { isJsonObject, parseJson } from "./json.ts";
 import { readSafetensorsHeader } from "./safetensors.ts";
 
+/** How a stored tensor differs from HF's: undone while it is loaded. */
+export interface TensorTransform {
+  /** `Transform` in zig/command.zig */
+  readonly kind: "rope_to_pairs" | "rope_to_halves" | "negative_exp" | "log_negative";
+  /** Rows of an attention head, and how many of them rotate; 0 where that means nothing. */
+  readonly head_rows: number;
+  readonly rotary_rows: number;
+}
+
 /** Where a tensor's bytes lie. */
 export interface TensorPlace {
   /** Path of its file. */
   readonly file: string;
-  /** As in the file: F32, BF16, … */
+  /** As in the file: F32, BF16, Q4_K, … */
   readonly dtype: string;
   readonly shape: readonly number[];
   /** Bytes from the file's start. */
   readonly offset: number;
   readonly bytes: number;
+  readonly transform?: TensorTransform;
 }
 
-/** One safetensors file of a checkpoint. */
+/** One file of a checkpoint. */
 export interface CheckpointFile {
   readonly path: string;
   readonly bytes: number;
@@ -67,6 +80,15 @@ export class Checkpoint {
     if (existsSync(single)) return Checkpoint.fromFiles(path, [single]);
     if (existsSync(index)) return Checkpoint.fromIndex(path, index);
     throw new Error(`Expected ${single_name} or ${index_name} in "${path}" but found neither`);
+  }
+
+  /** A checkpoint of another format. @param path as it was opened @param places by HF's names */
+  static fromPlaces(
+    path: string,
+    files: readonly CheckpointFile[],
+    places: ReadonlyMap<string, TensorPlace>,
+  ): Checkpoint {
+    return new Checkpoint(path, files, places);
   }
 
   /** Every tensor's name, sorted. */

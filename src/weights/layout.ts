@@ -2,8 +2,11 @@
 
 import { DType, panel } from "../native/bindings.gen.ts";
 
+/** Weights in blocks with their own scales, as GGUF files hold them. */
+export type BlockDType = "q8_0" | "q4_0" | "q4_k" | "q5_k" | "q6_k";
+
 /** A dtype that weights can be held in. */
-export type WeightDType = "float32" | "bfloat16" | "float16";
+export type WeightDType = "float32" | "bfloat16" | "float16" | BlockDType;
 
 /** How a weight's elements are ordered: `Layout` in zig/command.zig. */
 export type WeightLayout = "panel" | "row_major";
@@ -11,11 +14,39 @@ export type WeightLayout = "panel" | "row_major";
 /** Every weight starts at a multiple of this many bytes. */
 export const weight_alignment = 64;
 
-/** HF's names of the dtypes that files store weights in. */
+/** Our names of the dtypes that files store weights in. */
 export const dtype_of_stored: Readonly<Record<string, WeightDType>> = {
   F32: "float32",
   BF16: "bfloat16",
   F16: "float16",
+  Q8_0: "q8_0",
+  Q4_0: "q4_0",
+  Q4_K: "q4_k",
+  Q5_K: "q5_k",
+  Q6_K: "q6_k",
+};
+
+/** Columns and bytes of a block; a single element where there are none. */
+export const blocks: Readonly<Record<WeightDType, { columns: number; bytes: number }>> = {
+  float32: { columns: 1, bytes: 4 },
+  bfloat16: { columns: 1, bytes: 2 },
+  float16: { columns: 1, bytes: 2 },
+  q8_0: { columns: 32, bytes: 34 },
+  q4_0: { columns: 32, bytes: 18 },
+  q4_k: { columns: 256, bytes: 144 },
+  q5_k: { columns: 256, bytes: 176 },
+  q6_k: { columns: 256, bytes: 210 },
+};
+
+/** Whether weights of a dtype lie in blocks. */
+export function isBlocks(dtype: WeightDType): dtype is BlockDType {
+  return blocks[dtype].columns > 1;
+}
+
+/** The dtypes that kernels take, by layout: what is not here is told, never turned into another. */
+export const runnable: Readonly<Record<WeightLayout, readonly WeightDType[]>> = {
+  panel: ["float32", "bfloat16", "float16"],
+  row_major: ["float32", "bfloat16", "float16"],
 };
 
 /** The library's numbers of dtypes. */
@@ -23,11 +54,17 @@ export const dtype_codes: Readonly<Record<WeightDType, number>> = {
   float32: DType.f32,
   bfloat16: DType.bf16,
   float16: DType.f16,
+  q8_0: DType.q8_0,
+  q4_0: DType.q4_0,
+  q4_k: DType.q4_k,
+  q5_k: DType.q5_k,
+  q6_k: DType.q6_k,
 };
 
-/** Bytes of one element. */
-export function elementBytes(dtype: WeightDType): number {
-  return dtype === "float32" ? 4 : 2;
+/** Bytes of so many rows; of a dtype with blocks, rows hold whole ones. */
+export function rowsBytes(rows: number, cols: number, dtype: WeightDType): number {
+  const { columns, bytes } = blocks[dtype];
+  return rows * (cols / columns) * bytes;
 }
 
 /** A tensor as a matrix: its first extent, and the product of the others; a vector is one row. */
@@ -45,11 +82,11 @@ export function layoutBytes(
   layout: WeightLayout,
 ): number {
   const { rows, cols } = matrixShape(shape);
-  if (layout === "row_major") return rows * cols * elementBytes(dtype);
+  if (layout === "row_major") return rowsBytes(rows, cols, dtype);
   const padded_rows = Math.ceil(rows / panel) * panel;
   // bf16 panels hold pairs of neighbouring columns.
   const padded_cols = dtype === "bfloat16" ? Math.ceil(cols / 2) * 2 : cols;
-  return padded_rows * padded_cols * elementBytes(dtype);
+  return rowsBytes(padded_rows, padded_cols, dtype);
 }
 
 /** The next multiple of {@link weight_alignment}. */

@@ -1,7 +1,7 @@
 /** Brings a checkpoint's weights into native memory; they never enter JavaScript. */
 
 import type { Device } from "../device.ts";
-import { Layout, LoadItem, Status } from "../native/bindings.gen.ts";
+import { Layout, LoadItem, Status, Transform } from "../native/bindings.gen.ts";
 import { NativeError } from "../native/error.ts";
 import { watchLeak } from "../native/leak.ts";
 import type { Native } from "../native/native.ts";
@@ -10,9 +10,9 @@ import type { Checkpoint, CheckpointFile } from "./checkpoint.ts";
 import {
   alignWeight,
   dtype_codes,
-  elementBytes,
   layoutBytes,
   matrixShape,
+  runnable,
   type WeightDType,
   type WeightLayout,
 } from "./layout.ts";
@@ -155,9 +155,11 @@ function place(
   const placed = matches.map((match): Placed => {
     const { spec, stored } = match;
     const dtype = spec.dtype ?? (wanted === "auto" ? stored : wanted);
+    checkRunnable(spec, dtype);
     const bytes = layoutBytes(spec.shape, dtype, spec.layout);
-    const is_aligned = match.place.offset % elementBytes(dtype) === 0;
-    if (spec.keepMapped && spec.layout === "row_major" && dtype === stored && is_aligned) {
+    const is_aligned = match.place.offset % (dtype === "float32" ? 4 : 2) === 0;
+    const is_same = dtype === stored && match.place.transform === undefined;
+    if (spec.keepMapped && spec.layout === "row_major" && is_same && is_aligned) {
       return { ...match, dtype, bytes, offset: undefined };
     }
     const offset = alignWeight(end);
@@ -165,6 +167,15 @@ function place(
     return { ...match, dtype, bytes, offset };
   });
   return { placed, packed_bytes: alignWeight(end) };
+}
+
+/** @throws {TypeError} naming a dtype that no kernel takes */
+function checkRunnable({ name, layout }: WeightSpec, dtype: WeightDType): void {
+  if (runnable[layout].includes(dtype)) return;
+  throw new TypeError(
+    `Cannot run weights of ${dtype}, which ${name} is stored in: give dtype "bfloat16" or ` +
+      '"float32" to unpack all weights while they are loaded',
+  );
 }
 
 function loaded({ spec, place, dtype, bytes, offset }: Placed, mapped: number, buffer: number) {
@@ -196,6 +207,16 @@ function openMapped(native: Native, file: CheckpointFile): number {
   );
 }
 
+/** Rows and columns of an item, and what happens to them on the way. */
+function itemShape({ shape }: WeightSpec, { transform }: Match["place"]) {
+  const { rows, cols } = matrixShape(shape);
+  if (transform === undefined) return { rows, cols, transform: Transform.none };
+  const { kind, head_rows, rotary_rows } = transform;
+  // A bias is reordered as the rows of its weight are.
+  const [r, c] = shape.length === 1 ? [cols, 1] : [rows, cols];
+  return { rows: r, cols: c, transform: Transform[kind], head_rows, rotary_rows };
+}
+
 /** Fills the buffer from one file on native threads. */
 async function loadFile(
   device: Device,
@@ -216,7 +237,7 @@ async function loadFile(
     src_dtype: dtype_codes[stored],
     dst_dtype: dtype_codes[dtype],
     layout: Layout[spec.layout],
-    ...matrixShape(spec.shape),
+    ...itemShape(spec, place),
   }));
   const tell = (status: LoadProgress["status"], bytes: number) =>
     progress_callback?.({ status, file: file.path, loaded: Math.min(bytes, total), total });

@@ -72,7 +72,7 @@ export function matchWeights(
     missing.length && `${missing.length} missing: ${listNames(missing)}`,
     surplus.length && `${surplus.length} surplus: ${listNames(surplus)}`,
     misshapen.length && `${misshapen.length} misshapen: ${listNames(misshapen)}`,
-    dtypes.length && `${dtypes.length} not in F32, BF16 or F16: ${listNames(dtypes)}`,
+    dtypes.length && `${dtypes.length} of a type that cannot be loaded: ${listNames(dtypes)}`,
   ].filter((complaint) => complaint);
   if (complaints.length) {
     throw new RangeError(

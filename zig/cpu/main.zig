@@ -3,6 +3,7 @@
 
 const std = @import("std");
 const command = @import("command");
+const convert_file = @import("convert.zig");
 const options = @import("level");
 const level_file = @import("level.zig");
 const measure = @import("measure.zig");
@@ -64,19 +65,7 @@ fn panelBytes(dtype: DType, rows: u32, cols: u32) callconv(.c) usize {
 }
 
 fn convert(dst: [*]u8, to: DType, src: [*]const u8, from: DType, n: usize) callconv(.c) void {
-    if (to == from) {
-        @memcpy(dst[0 .. n * simd.size(to)], src[0 .. n * simd.size(to)]);
-        return;
-    }
-    switch (from) {
-        inline .f32, .bf16, .f16 => |f| switch (to) {
-            .f32 => for (0..n) |i| simd.st(dst + 4 * i, simd.get(f, src, i)),
-            .bf16 => for (0..n) |i| simd.st(dst + 2 * i, simd.f2b(simd.get(f, src, i))),
-            .f16 => for (0..n) |i| simd.st(dst + 2 * i, simd.f2h(simd.get(f, src, i))),
-            else => unreachable,
-        },
-        else => unreachable,
-    }
+    convert_file.convert(dst, to, src, from, n);
 }
 
 comptime {
@@ -85,7 +74,7 @@ comptime {
 
 test {
     _ = families;
-    _ = @import("block.zig");
+    std.testing.refAllDecls(convert_file);
     std.testing.refAllDecls(panel);
     std.testing.refAllDecls(simd);
 }

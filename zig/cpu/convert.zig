@@ -1,0 +1,72 @@
+//! Conversion between the types that weights are stored in, in order: from any to any, blocks
+//! included. One type to itself is a copy of the bits.
+
+const std = @import("std");
+const block = @import("block.zig");
+const quantize = @import("quantize.zig");
+const simd = @import("simd.zig");
+const DType = block.DType;
+
+/// Columns that are in f32 at a time: blocks of any two types fit.
+const step = block.long;
+
+/// Converts n columns, a multiple of both types' blocks. Any alignment.
+pub fn convert(dst: [*]u8, to: DType, src: [*]const u8, from: DType, n: usize) void {
+    if (to == from) {
+        const bytes = block.rowBytes(to, n);
+        @memcpy(dst[0..bytes], src[0..bytes]);
+        return;
+    }
+    switch (to) {
+        .i32 => unreachable,
+        inline else => |t| {
+            var values: [step]f32 = undefined;
+            var i: usize = 0;
+            while (i < n) : (i += step) {
+                const some = @min(step, n - i);
+                toFloats(from, src + block.rowBytes(from, i), some, &values);
+                fromFloats(t, &values, some, dst + block.rowBytes(t, i));
+            }
+        },
+    }
+}
+
+fn toFloats(from: DType, src: [*]const u8, n: usize, values: *[step]f32) void {
+    switch (from) {
+        .i32 => unreachable,
+        inline .f32, .bf16, .f16 => |f| for (values[0..n], 0..) |*v, i| {
+            v.* = simd.get(f, src, i);
+        },
+        else => block.dequantizeRow(from, src, n, values),
+    }
+}
+
+fn fromFloats(comptime to: DType, values: *const [step]f32, n: usize, dst: [*]u8) void {
+    const columns = comptime block.columns(to);
+    const blocks: [*]align(1) block.Of(to) = @ptrCast(dst);
+    for (0..n / columns) |i| quantize.quantize(to, values[i * columns ..].ptr, &blocks[i]);
+}
+
+test "every type becomes every other, and stays what it is" {
+    const testing = std.testing;
+    var random = std.Random.DefaultPrng.init(5);
+    var values: [512]f32 = undefined;
+    for (&values) |*v| v.* = random.random().floatNorm(f32);
+    const types = [_]DType{ .f32, .bf16, .f16, .q8_0, .q4_0, .q4_k, .q5_k, .q6_k };
+    for (types) |a| {
+        var first: [2048]u8 = undefined;
+        convert(&first, a, std.mem.sliceAsBytes(&values).ptr, .f32, values.len);
+        for (types) |b| {
+            var second: [2048]u8 = undefined;
+            convert(&second, b, &first, a, values.len);
+            var back: [values.len]f32 = undefined;
+            block.dequantizeRow(b, &second, values.len, &back);
+            for (values, back) |x, y| try testing.expectApproxEqAbs(x, y, 0.5);
+            if (a == b) try testing.expectEqualSlices(
+                u8,
+                first[0..block.rowBytes(a, values.len)],
+                second[0..block.rowBytes(a, values.len)],
+            );
+        }
+    }
+}

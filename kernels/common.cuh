@@ -43,6 +43,7 @@ DEVICE uint32_t pack_bf16(float lo, float hi) {
 }
 DEVICE float to_f32(float v) { return v; }
 DEVICE float to_f32(bf16 v) { return __bfloat162float(v); }
+DEVICE float to_f32(__half v) { return __half2float(v); }
 template <typename T> DEVICE T from_f32(float v);
 template <> __device__ __forceinline__ float from_f32<float>(float v) { return v; }
 template <> __device__ __forceinline__ bf16 from_f32<bf16>(float v) { return __float2bfloat16_rn(v); }

@@ -17,7 +17,7 @@ struct LinearArgs {
     const uint32_t* rows_ptr;
     int m, n, k, x_stride, residual_stride, out_stride;
 };
-template <typename T, typename OUT> DEVICE void linear_ref(const LinearArgs& a) {
+template <typename T, typename W, typename OUT> DEVICE void linear_ref(const LinearArgs& a) {
     __shared__ float xs[16][65], ws[16][65];
     pdl_wait();
     pdl_launch();
@@ -29,7 +29,7 @@ template <typename T, typename OUT> DEVICE void linear_ref(const LinearArgs& a) 
         for (int i = threadIdx.x; i < 1024; i += 256) {
             const int r = i >> 4, k = k0 + (i & 15);
             xs[i & 15][r] = m0 + r < m && k < a.k ? to_f32(((const T*)a.x)[(size_t)(m0 + r) * a.x_stride + k]) : 0.0f;
-            ws[i & 15][r] = n0 + r < a.n && k < a.k ? to_f32(((const T*)a.w)[(size_t)(n0 + r) * a.k + k]) : 0.0f;
+            ws[i & 15][r] = n0 + r < a.n && k < a.k ? to_f32(((const W*)a.w)[(size_t)(n0 + r) * a.k + k]) : 0.0f;
         }
         __syncthreads();
         for (int k = 0; k < 16; k++)
@@ -48,24 +48,6 @@ template <typename T, typename OUT> DEVICE void linear_ref(const LinearArgs& a) 
             if (a.residual) s += to_f32(((const T*)a.residual)[(size_t)r * a.residual_stride + c]);
             ((OUT*)a.out)[(size_t)r * a.out_stride + c] = from_f32<OUT>(s);
         }
-}
-
-// ---- row copies: embedding (ids) and gather_rows (rows). Grid (rows), 128. ids out of range give zeros. ----
-struct RowsArgs {
-    const void* table;
-    const int* ids;
-    void* out;
-    const uint32_t* rows_ptr;
-    int rows, width, table_rows, table_stride, out_stride;
-};
-template <typename T> DEVICE void rows_ref(const RowsArgs& a) {
-    pdl_wait();
-    pdl_launch();
-    if (a.rows_ptr && blockIdx.x >= *a.rows_ptr) return;
-    const int id = a.ids[blockIdx.x];
-    for (int i = threadIdx.x; i < a.width; i += 128)
-        ((T*)a.out)[(size_t)blockIdx.x * a.out_stride + i] =
-            id >= 0 && id < a.table_rows ? ((const T*)a.table)[(size_t)id * a.table_stride + i] : from_f32<T>(0.0f);
 }
 
 // ---- elementwise: 0 add, 1 mul, 2 silu(a), 3 silu(a) * b. Grid (ceil(width/256), rows), 256. ----
@@ -318,7 +300,6 @@ template <typename T> DEVICE void attention_ref(const AttentionRefArgs& a) {
     extern "C" __global__ void __launch_bounds__(THREADS) NAME##_bf16(const __grid_constant__ ARGS a) {     \
         NAME<bf16>(a);                                                                                      \
     }
-REF(rows_ref, 128, RowsArgs)
 REF(element_ref, 256, ElementArgs)
 REF(norm_ref, 256, NormRefArgs)
 REF(conv_ref, 128, ConvRefArgs)
@@ -326,10 +307,13 @@ REF(conv_state_ref, 128, ConvRefArgs)
 REF(scan_ref, 256, ScanRefArgs)
 REF(rope_ref, 128, RopeRefArgs)
 REF(attention_ref, 32, AttentionRefArgs)
-#define LINEAR(NAME, T, OUT)                                                                                \
+// The names say the dtypes of x, w and out.
+#define LINEAR(NAME, T, W, OUT)                                                                             \
     extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ LinearArgs a) {          \
-        linear_ref<T, OUT>(a);                                                                              \
+        linear_ref<T, W, OUT>(a);                                                                           \
     }
-LINEAR(linear_ref_f32, float, float)
-LINEAR(linear_ref_bf16, bf16, bf16)
-LINEAR(linear_ref_bf16_f32, bf16, float)
+LINEAR(linear_ref_f32_f32_f32, float, float, float)
+LINEAR(linear_ref_f32_bf16_f32, float, bf16, float)
+LINEAR(linear_ref_f32_f16_f32, float, __half, float)
+LINEAR(linear_ref_bf16_bf16_bf16, bf16, bf16, bf16)
+LINEAR(linear_ref_bf16_bf16_f32, bf16, bf16, float)

@@ -73,3 +73,51 @@ extern "C" __global__ void __launch_bounds__(128) rope_append_bf16(const __grid_
             }
     }
 }
+
+// ---- rotary_embedding and rope, as single operations ----
+// cos and sin of positions[t] * inv_freq[f], each (T, F) f32; the angle is reduced in f64. Grid (T), 128.
+struct TableArgs {
+    const int* positions;
+    const float* inv_freq;
+    float* cos;
+    float* sin;
+    int freqs, cos_stride, sin_stride;
+    float scale;
+};
+extern "C" __global__ void __launch_bounds__(128) rotary_embedding_f32(const __grid_constant__ TableArgs a) {
+    pdl_wait();
+    pdl_launch();
+    const int t = blockIdx.x;
+    for (int f = threadIdx.x; f < a.freqs; f += 128) {
+        double s, c;
+        sincos((double)a.positions[t] * (double)a.inv_freq[f], &s, &c);
+        a.cos[(size_t)t * a.cos_stride + f] = (float)c * a.scale;
+        a.sin[(size_t)t * a.sin_stride + f] = (float)s * a.scale;
+    }
+}
+
+// out = x with the first 2F channels of each head rotated; out may be x. Grid (T), 128.
+struct RotateArgs {
+    const void* x;
+    const float* cos;
+    const float* sin;
+    void* out;
+    int heads, head_dim, freqs, x_stride, cos_stride, sin_stride, out_stride;
+};
+template <typename T> DEVICE void rotate(const RotateArgs& a) {
+    pdl_wait();
+    pdl_launch();
+    const int t = blockIdx.x, hd = a.head_dim, f = a.freqs;
+    for (int i = threadIdx.x; i < a.heads * hd; i += 128) {
+        const int c = i % hd;
+        const T* x = (const T*)a.x + (size_t)t * a.x_stride + i;
+        T* out = (T*)a.out + (size_t)t * a.out_stride + i;
+        if (c >= 2 * f) *out = *x;
+        if (c >= f) continue;
+        const float x0 = to_f32(x[0]), x1 = to_f32(x[f]);
+        const float cs = a.cos[(size_t)t * a.cos_stride + c], sn = a.sin[(size_t)t * a.sin_stride + c];
+        out[0] = from_f32<T>(x0 * cs - x1 * sn), out[f] = from_f32<T>(x1 * cs + x0 * sn);
+    }
+}
+extern "C" __global__ void __launch_bounds__(128) rope_f32(const __grid_constant__ RotateArgs a) { rotate<float>(a); }
+extern "C" __global__ void __launch_bounds__(128) rope_bf16(const __grid_constant__ RotateArgs a) { rotate<bf16>(a); }

@@ -5,7 +5,7 @@ import torch
 import driver as d
 from rowwise import ConvArgs, NormArgs, RopeArgs, packed
 
-M = d.Module("reference")
+M, EMBEDDING = d.Module("reference"), d.Module("embedding")
 silu = torch.nn.functional.silu
 P, I, L, F = C.c_void_p, C.c_int, C.c_longlong, C.c_float
 
@@ -16,7 +16,7 @@ def struct(pointers, longs, ints, floats):
 
 
 Linear = struct("x w bias residual out rows_ptr", "", "m n k x_stride residual_stride out_stride", "")
-Rows = struct("table ids out rows_ptr", "", "rows width table_rows table_stride out_stride", "")
+Rows = struct("table ids out", "", "width table_rows table_stride out_stride", "")
 Element = struct("a b out rows_ptr", "", "width a_stride b_stride out_stride mode", "")
 Scan = struct("x b c dt a_log d dt_bias state seq_start past_len slots y", "slot_stride",
               "x_stride b_stride c_stride dt_stride y_stride heads groups head_dim state_dim", "dt_min dt_max")
@@ -41,12 +41,13 @@ def test():
             torch.cuda.synchronize()
         for m, n, k in ((1, 1, 1), (3, 130, 151), (129, 65, 1134)):
             x, w, b, r, out = rnd(m, k), rnd(n, k), torch.randn(n, device="cuda"), rnd(m, n), nan(m, n)
-            run("linear_ref", ((n + 63) // 64, (m + 63) // 64), 256,
+            run(f"linear_ref_{tag}_{tag}", ((n + 63) // 64, (m + 63) // 64), 256,
                 Linear(d.ptr(x), d.ptr(w), d.ptr(b), d.ptr(r), d.ptr(out), None, m, n, k, k, n, n))
             d.check(f"linear_ref {tag} {m}x{n}x{k}", d.error(out, x.double() @ w.double().T + b.double() + r.double()), tol)
         table, ids, out = rnd(50, 33), torch.tensor([3, 49, 0, 50, -1], device="cuda").int(), nan(5, 33)
-        run("rows_ref", (5,), 128, Rows(d.ptr(table), d.ptr(ids), d.ptr(out), None, 5, 33, 50, 33, 33))
-        d.check(f"rows_ref {tag}", d.error(out, torch.cat([table[[3, 49, 0]], torch.zeros(2, 33, device="cuda", dtype=dtype)])), 0)
+        EMBEDDING.launch(f"rows_{tag}_{tag}", (5,), 128, [Rows(d.ptr(table), d.ptr(ids), d.ptr(out), 33, 50, 33, 33)])
+        torch.cuda.synchronize()
+        d.check(f"rows {tag}", d.error(out, torch.cat([table[[3, 49, 0]], torch.zeros(2, 33, device="cuda", dtype=dtype)])), 0)
         a, b = rnd(3, 300), rnd(3, 300)
         x, y = a.double(), b.double()
         for mode, ref in enumerate((x + y, x * y, silu(x), silu(x) * y)):

@@ -6,7 +6,7 @@ const device = @import("device.zig");
 const exchange = @import("exchange.zig");
 const file = @import("file.zig");
 const handle = @import("handle.zig");
-const memory = @import("memory.zig");
+const region = @import("region.zig");
 const status = @import("status.zig");
 const Failure = status.Failure;
 const Rejected = status.Rejected;
@@ -17,12 +17,12 @@ const huge_pages_flag = 1;
 pub const Buffer = struct {
     pub const kind = handle.Kind.buffer;
     object: handle.Object = .{ .kind = kind, .destroy = destroy },
-    pages: memory.Pages,
+    memory: region.Region,
     bytes: u64,
 
     fn destroy(object: *handle.Object) void {
         const b: *Buffer = @alignCast(@fieldParentPtr("object", object));
-        memory.unmap(b.pages);
+        b.memory.free();
         allocator.destroy(b);
     }
 };
@@ -40,14 +40,14 @@ pub fn create(data: []const u8, out: []u8, f: *Failure) Rejected!void {
             "Expected flags 0 or {d} but found {d}",
             .{ huge_pages_flag, o.flags },
         );
-    const b = try make(o.bytes, o.flags & huge_pages_flag != 0, f);
+    const b = try make(of, o.bytes, o.flags & huge_pages_flag != 0, f);
     return exchange.giveHandle(&b.object, out, f);
 }
 
-fn make(bytes: u64, huge: bool, f: *Failure) Rejected!*Buffer {
+fn make(of: *device.Device, bytes: u64, huge: bool, f: *Failure) Rejected!*Buffer {
     const b = allocator.create(Buffer) catch return f.memory(@sizeOf(Buffer));
     errdefer allocator.destroy(b);
-    b.* = .{ .pages = try memory.map(bytes, huge, "a buffer", f), .bytes = bytes };
+    b.* = .{ .memory = try .make(of.gpu, bytes, huge, "a buffer", f), .bytes = bytes };
     return b;
 }
 
@@ -59,7 +59,7 @@ pub fn read(h: u32, data: []const u8, out: []u8, f: *Failure) Rejected!void {
         .buffer => {
             const b: *Buffer = @alignCast(@fieldParentPtr("object", object));
             const s = try span(data, b.bytes, out.len, f);
-            @memcpy(out, b.pages[s.offset..][0..out.len]);
+            try b.memory.read(s.offset, out, f);
         },
         .file => {
             const from: *file.File = @alignCast(@fieldParentPtr("object", object));
@@ -79,7 +79,7 @@ pub fn write(h: u32, data: []const u8, from: []const u8, f: *Failure) Rejected!v
     const b = try handle.get(Buffer, h, f);
     defer b.object.release();
     const s = try span(data, b.bytes, from.len, f);
-    @memcpy(b.pages[s.offset..][0..from.len], from);
+    try b.memory.write(s.offset, from, f);
 }
 
 /// `bamba_buffer_copy`; all spans are checked before the first byte moves.
@@ -99,7 +99,7 @@ pub fn copy(src: u32, dst: u32, data: []const u8, f: *Failure) Rejected!void {
         // The bytes may have changed since the check, if another thread writes them.
         try inside(c.src_offset, c.bytes, a.bytes, f);
         try inside(c.dst_offset, c.bytes, b.bytes, f);
-        @memmove(b.pages[c.dst_offset..][0..c.bytes], a.pages[c.src_offset..][0..c.bytes]);
+        try b.memory.copy(c.dst_offset, a.memory, c.src_offset, c.bytes, f);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The library from one source of kernels at several CPU levels, the bindings, and the tests.
 //!
 //!   zig build                the library, into zig-out/lib
+//!   zig build -Dnvcc=PATH    the same with CUDA kernels, compiled by this nvcc where they changed
 //!   zig build test           core and kernels, these once for each level the machine has
 //!   zig build bindings       ../src/native/bindings.gen.ts
 //!   zig build tidy | fuzz | overhead
@@ -28,6 +29,8 @@ const Context = struct {
     levels: []const Level,
     filters: []const []const u8,
     command: *Build.Module,
+    /// The compiled kernels of ../kernels, or none.
+    images: *Build.Module,
 
     /// A module of this folder.
     fn module(c: Context, root: []const u8, target: Build.ResolvedTarget) *Build.Module {
@@ -50,6 +53,7 @@ const Context = struct {
         const config = c.b.addOptions();
         config.addOption([]const []const u8, "levels", names);
         made.addOptions("config", config);
+        made.addImport("kernels", c.images);
         for (c.levels) |level| made.addObject(c.b.addObject(.{
             .name = c.b.fmt("kernels_{s}", .{level.name}),
             .root_module = c.kernels(level),
@@ -83,8 +87,10 @@ pub fn build(b: *Build) void {
     const optimize = b.option(std.builtin.OptimizeMode, "optimize", "default: ReleaseFast") orelse
         .ReleaseFast;
     const filter = b.option([]const u8, "test-filter", "part of the names of the tests to run");
+    const nvcc = b.option([]const u8, "nvcc", "compiles the CUDA kernels; default: none are built");
     const c: Context = .{
         .b = b,
+        .images = cudaImages(b, nvcc),
         .target = target,
         .optimize = optimize,
         .levels = if (target.result.cpu.arch == .x86_64) &x86_levels else &other_levels,
@@ -105,6 +111,46 @@ pub fn build(b: *Build) void {
     addTool(c, "tidy", "Style of the Zig files", "tidy.zig");
     addTool(c, "fuzz", "Mutated plans, commands, handles", "fuzz.zig");
     addTool(c, "overhead", "Cost of a phase and of a run", "testing/overhead.zig");
+}
+
+/// Files of ../kernels that are compiled.
+const cuda_stems = [_][]const u8{
+    "attention",         "attention_decode", "attention_sm90", "conv1d",
+    "embedding",         "linear_decode",    "logits_process", "loss",
+    "linear_batch_sm90", "linear_gemm_sm90", "norm",           "reference",
+    "rope",              "sample",           "ssm_scan_sm90",  "ssm_update",
+};
+/// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
+const cuda_targets = [_][]const u8{
+    "-gencode", "arch=compute_90a,code=sm_90a",
+    "-gencode", "arch=compute_80,code=compute_80",
+};
+
+/// A module whose `images` holds stem and bytes of each compiled file.
+fn cudaImages(b: *Build, nvcc: ?[]const u8) *Build.Module {
+    const files = b.addWriteFiles();
+    var data: []const u8 = "";
+    var table: []const u8 = "";
+    if (nvcc) |compiler| for (cuda_stems) |stem| {
+        const image = b.fmt("{s}.fatbin", .{stem});
+        const run = b.addSystemCommand(&.{ compiler, "-fatbin", "-std=c++17", "-O3" });
+        run.addArgs(&cuda_targets);
+        run.addFileArg(b.path(b.fmt("../kernels/{s}.cu", .{stem})));
+        for ([_][]const u8{ "common.cuh", "hopper.cuh" }) |header|
+            run.addFileInput(b.path(b.fmt("../kernels/{s}", .{header})));
+        run.addArg("-o");
+        _ = files.addCopyFile(run.addOutputFileArg(image), image);
+        const line = "const {s} align(64) = @embedFile(\"{s}\").*;\n";
+        data = b.fmt("{s}" ++ line, .{ data, stem, image });
+        table = b.fmt("{s}    .{{ .stem = \"{s}\", .data = &{s} }},\n", .{ table, stem, stem });
+    };
+    const text = b.fmt(
+        \\pub const Image = struct {{ stem: []const u8, data: *const anyopaque }};
+        \\{s}pub const images = [_]Image{{
+        \\{s}}};
+        \\
+    , .{ data, table });
+    return b.createModule(.{ .root_source_file = files.add("kernels.zig", text) });
 }
 
 fn addTests(c: Context, step: *Build.Step) void {

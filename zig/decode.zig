@@ -4,6 +4,7 @@
 const std = @import("std");
 const command = @import("command");
 const buffer = @import("buffer.zig");
+const cuda = @import("cuda/execute.zig");
 const execute = @import("execute.zig");
 const handle = @import("handle.zig");
 const job = @import("job.zig");
@@ -38,12 +39,17 @@ pub const Decode = struct {
     /// Runs the plan `n_steps` times, or until every sequence has ended.
     pub fn run(d: *Decode, c: *job.Context, f: *Failure) Rejected!void {
         const o = d.options;
-        const binding: execute.Binding = .{
+        var on_gpu: ?cuda.Session = if (c.device.gpu == null) null else try .begin(d.plan, d.data, f);
+        defer if (on_gpu) |*session| session.end();
+        const host = view(d.data, d.data.ptr);
+        const binding: plan_file.Binding = .{
             .id = c.id,
-            .step = view(d.data),
+            .step = if (on_gpu) |session| view(d.data, session.step.ptr()) else host,
+            .host = host,
             .state = address(d.buffers[0]),
             .kv = address(d.buffers[1]),
             .output = address(d.buffers[2]),
+            .pages = (length(d.buffers[1]) orelse 0) / @max(1, d.plan.header.page_bytes),
         };
         const turn = &c.device.pool.turn;
         for (0..o.n_steps) |n| {
@@ -52,12 +58,16 @@ pub const Decode = struct {
                 defer turn.unlock();
                 if (c.cancelled()) return cancelled(f);
                 try d.plan.checkFiles(f);
-                if (!execute.run(d.plan, &binding, o.poison != 0, &c.cancel)) return cancelled(f);
+                d.plan.bind(&binding);
+                const poison = o.poison != 0;
+                if (on_gpu) |*session| {
+                    try session.run(d.plan, &binding, o.n_steps, poison, f);
+                } else if (!execute.run(d.plan, poison, &c.cancel)) return cancelled(f);
             }
             c.done.store(n + 1, .monotonic);
             if (o.decode == 0) continue;
-            const going = try advance(&binding.step, d.plan.header, n + 1 < o.n_steps, f);
-            if (!c.push(binding.step.sampled.?[0..binding.step.n_seqs])) return cancelled(f);
+            const going = try advance(&host, d.plan.header, n + 1 < o.n_steps, f);
+            if (!c.push(host.sampled.?[0..host.n_seqs])) return cancelled(f);
             if (!going) break;
         }
     }
@@ -84,6 +94,11 @@ pub fn prepare(
         );
     const buffers = try getAll(.{ o.state, o.kv, o.output }, f);
     errdefer releaseAll(buffers);
+    for (buffers) |given| if (given) |b| if (b.memory.owner() != c.device.gpu) return f.set(
+        .invalid,
+        "Expected state, kv and output on the job's device but found one on another",
+        .{},
+    );
     const copy = allocator.alignedAlloc(u8, .fromByteUnits(step_alignment), data.len) catch
         return f.memory(data.len);
     errdefer allocator.free(copy);
@@ -95,13 +110,24 @@ pub fn prepare(
         .n_steps = if (o.decode != 0) o.n_steps else @min(o.n_steps, steps_max),
         .decode = o.decode != 0,
     }, f);
+    if (c.device.gpu != null) try checkSampling(view(copy, copy.ptr), f);
     c.total = o.n_steps;
     if (o.decode != 0) {
-        const n_seqs = view(copy).n_seqs;
+        const n_seqs = view(copy, copy.ptr).n_seqs;
         const steps = if (o.ring_steps == 0) o.n_steps else @min(o.ring_steps, o.n_steps);
         c.ring = try ring.Ring.make(n_seqs, steps, f);
     }
     return .{ .options = o, .plan = plan, .buffers = buffers, .data = copy };
+}
+
+/// What the kernels of a GPU do not do yet.
+fn checkSampling(step: kernel.Step, f: *Failure) Rejected!void {
+    const all = step.sampling orelse return;
+    for (all[0..step.n_seqs]) |s| if (s.typical_p < 1) return f.set(
+        .unsupported,
+        "Expected typical_p 1 on a GPU, which does not warp by it, but found {d}",
+        .{s.typical_p},
+    );
 }
 
 fn getAll(handles: [3]u32, f: *Failure) Rejected![3]?*Buffer {
@@ -122,11 +148,11 @@ fn length(given: ?*Buffer) ?u64 {
 }
 
 fn address(given: ?*Buffer) ?[*]u8 {
-    return if (given) |b| b.pages.ptr else null;
+    return if (given) |b| b.memory.ptr() else null;
 }
 
-/// The arrays of a checked step buffer as pointers.
-fn view(data: []align(step_alignment) u8) kernel.Step {
+/// The arrays of a checked step buffer as pointers into memory of the same layout at `base`.
+fn view(data: []align(step_alignment) u8, base: [*]u8) kernel.Step {
     const header: *command.StepHeader = @ptrCast(data.ptr);
     var step = std.mem.zeroes(kernel.Step);
     inline for (.{
@@ -135,7 +161,7 @@ fn view(data: []align(step_alignment) u8) kernel.Step {
     }) |name| @field(step, name) = @field(header, name);
     inline for (@typeInfo(command.StepField).@"enum".fields) |f| {
         const offset = header.offsets[f.value];
-        if (offset != 0) @field(step, f.name) = @ptrCast(@alignCast(data.ptr + offset));
+        if (offset != 0) @field(step, f.name) = @ptrCast(@alignCast(base + offset));
     }
     return step;
 }

@@ -1,8 +1,10 @@
-//! A device: the kernels of one CPU level and a pool of threads.
+//! A device: the kernels of one CPU level and a pool of threads; a GPU's device has its GPU beside
+//! them, for which the threads load weights.
 
 const std = @import("std");
 const command = @import("command");
 const config = @import("config");
+const cuda = @import("cuda/main.zig");
 const exchange = @import("exchange.zig");
 const handle = @import("handle.zig");
 const info = @import("info.zig");
@@ -33,6 +35,12 @@ pub const Device = struct {
     /// What was asked for; the pool may have fewer.
     n_threads: u32,
     pool: threads.Pool,
+    /// Where plans run and buffers lie, unless that is the host.
+    gpu: ?*cuda.Gpu,
+
+    pub fn deviceKind(d: *const Device) command.DeviceKind {
+        return if (d.gpu == null) .cpu else .cuda;
+    }
 
     fn destroy(object: *handle.Object) void {
         const d: *Device = @alignCast(@fieldParentPtr("object", object));
@@ -45,9 +53,8 @@ pub const Device = struct {
 pub fn open(data: []const u8, out: []u8, f: *Failure) Rejected!void {
     try exchange.room(out, exchange.handle_bytes, f);
     const o = try exchange.options(command.DeviceOptions, data, f);
-    if (o.kind != .cpu)
-        return f.set(.unsupported, "Expected a CPU: this library was built without CUDA", .{});
-    if (o.ordinal != 0)
+    const gpu = if (o.kind == .cuda) try cuda.get(o.ordinal, f) else null;
+    if (o.kind == .cpu and o.ordinal != 0)
         return f.set(.range, "Expected CPU 0, the only one, but found {d}", .{o.ordinal});
     const n_threads = if (o.threads == 0) info.physicalCores() else o.threads;
     if (n_threads > threads.max_threads) return f.set(
@@ -64,6 +71,7 @@ pub fn open(data: []const u8, out: []u8, f: *Failure) Rejected!void {
         .kernels = level[1],
         .n_threads = n_threads,
         .pool = .{ .n_threads = n_threads },
+        .gpu = gpu,
     };
     return exchange.giveHandle(&d.object, out, f);
 }

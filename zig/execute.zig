@@ -1,78 +1,101 @@
-//! One run of a plan: all threads walk through its commands together. A phase's units are taken
-//! from a counter, a barrier ends the phase, and there a cancelled run stops.
+//! Runs of a plan on the CPU: all threads walk through its commands together. A phase's units are
+//! taken from a counter, a barrier ends the phase, and there a cancelled run stops.
 
 const std = @import("std");
 const builtin = @import("builtin");
-const command = @import("command");
 const kernel = @import("cpu/kernel.zig");
+const memory = @import("memory.zig");
 const plan_file = @import("plan.zig");
+const status = @import("status.zig");
 const sync = @import("sync.zig");
+const Failure = status.Failure;
 const Kernel = kernel.Kernel;
 const Plan = plan_file.Plan;
+const Rejected = status.Rejected;
 const Task = kernel.Task;
+const allocator = std.heap.c_allocator;
+const cache_line = std.atomic.cache_line;
 
 /// A thread takes so many times from a phase, when all are equally fast.
 const takes = 8;
 
-/// What the operands of one job's runs lie in.
-pub const Binding = struct {
-    /// Distinguishes this job from all others, so that a plan knows whose addresses it holds.
-    id: u64,
-    step: kernel.Step,
-    state: ?[*]u8,
-    kv: ?[*]u8,
-    output: ?[*]u8,
+/// A counter of the units that threads have taken of one phase.
+const Counter = struct { next: std.atomic.Value(u32) align(cache_line) = .init(0) };
+
+/// What a plan has beside its tasks to run on the CPU.
+pub const Body = struct {
+    /// Of each task.
+    kernels: []*const Kernel = &.{},
+    /// The shared workspace, then each thread's scratch.
+    work: memory.Pages = memory.none,
+    scratch_offset: usize = 0,
+    scratch_bytes: usize = 0,
+    /// One for each phase of each command.
+    counters: []Counter = &.{},
+
+    pub fn make(plan: *Plan, f: *Failure) Rejected!Body {
+        var b: Body = .{};
+        errdefer b.free();
+        const device = plan.device;
+        const n = plan.tasks.len;
+        b.kernels = allocator.alloc(*const Kernel, n) catch return f.memory(8 * n);
+        var n_phases: usize = 0;
+        var workspace: usize = 0;
+        for (plan.tasks, b.kernels) |*task, *k| {
+            k.* = &device.kernels.kernels[@intFromEnum(task.op)];
+            n_phases += k.*.n_phases;
+            if (k.*.workspace) |of| workspace = @max(workspace, of(task));
+            if (k.*.scratch) |of| b.scratch_bytes = @max(b.scratch_bytes, of(task));
+        }
+        // Whole cache lines, and one between threads, so that they share none.
+        b.scratch_offset = std.mem.alignForward(usize, workspace, cache_line);
+        b.scratch_bytes = std.mem.alignForward(usize, b.scratch_bytes, cache_line) + cache_line;
+        const work = b.scratch_offset + b.scratch_bytes * device.n_threads;
+        b.work = try memory.map(work, true, "a plan's workspace", f);
+        b.counters = allocator.alloc(Counter, n_phases) catch
+            return f.memory(n_phases * @sizeOf(Counter));
+        for (plan.tasks) |*task| task.workspace = b.work.ptr;
+        return b;
+    }
+
+    pub fn free(b: *Body) void {
+        memory.unmap(b.work);
+        allocator.free(b.counters);
+        allocator.free(b.kernels);
+    }
+
+    fn scratch(b: *const Body, thread: u32) [*]u8 {
+        return b.work.ptr + b.scratch_offset + thread * b.scratch_bytes;
+    }
 };
 
-/// Runs the plan once. The caller holds the turn of its device. Answers whether it came to its end:
-/// it stops after the phase during which `cancel` is set.
-pub fn run(plan: *Plan, binding: *const Binding, poison: bool, cancel: *const sync.Flag) bool {
-    bind(plan, binding);
+/// Runs the plan once, bound to its memory. The caller holds the turn of its device. Answers
+/// whether it came to its end: it stops after the phase during which `cancel` is set.
+pub fn run(plan: *Plan, poison: bool, cancel: *const sync.Flag) bool {
+    const body = &plan.body.cpu;
     // NaN: a value that is read before it is written shows.
-    if (poison or builtin.mode == .Debug) @memset(plan.arena, 0xff);
-    for (plan.counters) |*counter| counter.next.store(0, .monotonic);
-    var r: Run = .{ .plan = plan, .cancel = cancel };
+    if (poison or builtin.mode == .Debug) @memset(plan.arena.host, 0xff);
+    for (body.counters) |*counter| counter.next.store(0, .monotonic);
+    var r: Run = .{ .plan = plan, .body = body, .cancel = cancel };
     plan.device.pool.together(&r, Run.thread);
     return !r.stop;
 }
 
-/// Points the operands that change from job to job at their memory.
-fn bind(plan: *Plan, binding: *const Binding) void {
-    if (plan.bound == binding.id) return;
-    plan.bound = binding.id;
-    plan.step = binding.step;
-    for (plan.late.items) |late| {
-        plan.tasks[late.task].data[late.place] = switch (late.space) {
-            .arena, .weight => unreachable,
-            .output => binding.output.? + late.offset,
-            .state => binding.state.? + late.offset,
-            .kv => binding.kv.? + late.offset,
-            .step => stepArray(&plan.step, late.offset),
-        };
-    }
-}
-
-fn stepArray(step: *const kernel.Step, field: u64) ?[*]u8 {
-    inline for (@typeInfo(command.StepField).@"enum".fields) |f| {
-        if (f.value == field) return @ptrCast(@field(step, f.name));
-    }
-    unreachable;
-}
-
 const Run = struct {
     plan: *Plan,
+    body: *Body,
     cancel: *const sync.Flag,
     stop: bool = false,
 
     fn thread(r: *Run, index: u32) void {
-        const plan = r.plan;
-        const pool = &plan.device.pool;
-        const scratch = plan.scratch(index);
+        const body = r.body;
+        const pool = &r.plan.device.pool;
+        const scratch = body.scratch(index);
         const width = pool.width();
         var counter: usize = 0;
-        for (plan.tasks, plan.kernels) |*task, k| {
+        for (r.plan.tasks, body.kernels) |*task, k| {
             for (0..k.n_phases) |phase| {
-                const at = &plan.counters[counter].next;
+                const at = &body.counters[counter].next;
                 counter += 1;
                 share(task, k, @intCast(phase), at, width, scratch);
                 pool.barrier.meet(r, decide);

@@ -3,6 +3,7 @@
 const std = @import("std");
 const builtin = @import("builtin");
 const command = @import("command");
+const cuda = @import("cuda/main.zig");
 const abi = @import("abi.zig");
 const device = @import("device.zig");
 const exchange = @import("exchange.zig");
@@ -13,8 +14,6 @@ const Failure = status.Failure;
 const Rejected = status.Rejected;
 
 const x86 = builtin.cpu.arch == .x86_64;
-/// As `Info.cuda_status` says it.
-const built_without_cuda = -9;
 
 /// `bamba_info`
 pub fn tell(of: u32, out: []u8, f: *Failure) Rejected!void {
@@ -28,6 +27,7 @@ pub fn tell(of: u32, out: []u8, f: *Failure) Rejected!void {
         defer d.object.release();
         value.cpu_level = d.level;
         value.threads = d.n_threads;
+        if (d.gpu) |gpu| return give(&value, gpu, out);
     }
     value.physical_cores = physicalCores();
     value.logical_cores = logicalCores();
@@ -41,9 +41,25 @@ pub fn tell(of: u32, out: []u8, f: *Failure) Rejected!void {
     value.n_plans = handle.count(.plan);
     value.n_jobs = handle.count(.job);
     value.n_files = handle.count(.file);
-    value.cuda_status = built_without_cuda;
+    value.cuda_status = cuda.state();
     cpuName(&value.cpu_name);
     @memcpy(out[0..@sizeOf(command.Info)], std.mem.asBytes(&value));
+}
+
+/// The same of a GPU: its memory and name in the place of the host's.
+fn give(value: *command.Info, gpu: *cuda.Gpu, out: []u8) void {
+    value.physical_cores = physicalCores();
+    value.logical_cores = logicalCores();
+    value.total_memory = gpu.total;
+    value.available_memory = gpu.available();
+    value.allocated = gpu.allocated.load(.monotonic);
+    value.mapped = memory.mapped.load(.monotonic);
+    value.n_buffers = handle.count(.buffer);
+    value.n_plans = handle.count(.plan);
+    value.n_jobs = handle.count(.job);
+    value.n_files = handle.count(.file);
+    value.cpu_name = gpu.name;
+    @memcpy(out[0..@sizeOf(command.Info)], std.mem.asBytes(value));
 }
 
 fn cpuid(leaf: u32, sub: u32) [4]u32 {

@@ -83,6 +83,10 @@ pub const Item = struct {
     pub fn room(item: Item) u64 {
         return item.readRoom() + if (item.widens()) item.largestRows() * item.cols * 4 else 0;
     }
+    /// Bytes that a part takes on its way to a GPU: as it is in the file, and as it arrives.
+    pub fn staging(item: Item) u64 {
+        return item.readRoom() + item.largestRows() * item.outBytes();
+    }
     pub fn readRoom(item: Item) u64 {
         return std.mem.alignForward(u64, item.largestRows() * item.rowBytes(), 64);
     }
@@ -132,6 +136,16 @@ pub fn check(
         .panel => c.device.kernels.panel_bytes(raw.dst_dtype, raw.rows, raw.cols),
     };
     try inside("buffer", raw.dst_offset, dst, to.bytes, i, f);
+    if (to.memory.owner() != c.device.gpu) return f.set(
+        .invalid,
+        "Expected the buffer of item {d} on the job's device but found it on another",
+        .{i},
+    );
+    if (raw.layout == .panel and c.device.gpu != null) return f.set(
+        .type,
+        "Expected item {d} in rows for a GPU but found panels",
+        .{i},
+    );
     if (raw.dst_offset % 64 != 0) return f.set(
         .invalid,
         "Expected item {d} at a multiple of 64 bytes in its buffer but found {d}",

@@ -1,28 +1,53 @@
 //! Plans: commands that were checked and resolved once, with all the memory that a run needs. This
-//! file makes them; `execute.zig` runs them.
+//! file makes them; `execute.zig` runs them on the CPU, `cuda/execute.zig` on a GPU.
 
 const std = @import("std");
 const command = @import("command");
 const abi = @import("abi.zig");
 const buffer = @import("buffer.zig");
+const cuda = @import("cuda/execute.zig");
 const device_file = @import("device.zig");
 const exchange = @import("exchange.zig");
+const execute = @import("execute.zig");
 const file = @import("file.zig");
 const handle = @import("handle.zig");
 const kernel = @import("cpu/kernel.zig");
-const memory = @import("memory.zig");
+const region = @import("region.zig");
 const status = @import("status.zig");
 const validate = @import("validate.zig");
 const Device = device_file.Device;
 const Failure = status.Failure;
-const Kernel = kernel.Kernel;
 const Rejected = status.Rejected;
 const Task = kernel.Task;
 const allocator = std.heap.c_allocator;
-const cache_line = std.atomic.cache_line;
 
-/// A counter of the units that threads have taken of one phase.
-pub const Counter = struct { next: std.atomic.Value(u32) align(cache_line) = .init(0) };
+/// What the operands of one job's runs lie in.
+pub const Binding = struct {
+    /// Distinguishes this job from all others, so that a plan knows whose addresses it holds.
+    id: u64,
+    /// The step buffer's arrays as the device sees them, and as the job's thread does.
+    step: kernel.Step,
+    host: kernel.Step,
+    state: ?[*]u8,
+    kv: ?[*]u8,
+    output: ?[*]u8,
+    /// Pages that the key/value buffer has.
+    pages: u64,
+};
+
+/// What only one kind of device needs.
+const Body = union(enum) {
+    none,
+    cpu: execute.Body,
+    cuda: cuda.Body,
+
+    fn free(b: *Body) void {
+        switch (b.*) {
+            .none => {},
+            inline else => |*of| of.free(),
+        }
+    }
+};
 
 /// An operand whose address is known only when a run starts.
 pub const Late = struct { task: u32, place: u32, space: command.Space, offset: u64 };
@@ -34,23 +59,29 @@ pub const Plan = struct {
     header: command.PlanHeader,
     needs: validate.Needs = .{},
     tasks: []Task = &.{},
-    kernels: []*const Kernel = &.{},
     late: std.ArrayList(Late) = .empty,
     /// Buffers and files of the weights, which live as long as the plan.
     users: std.ArrayList(*handle.Object) = .empty,
     step: kernel.Step = undefined,
     /// The run whose addresses the tasks hold; 0 where none has run.
     bound: u64 = 0,
-    arena: memory.Pages = memory.none,
-    /// The shared workspace, then each thread's scratch.
-    work: memory.Pages = memory.none,
-    scratch_offset: usize = 0,
-    scratch_bytes: usize = 0,
-    /// One for each phase of each command.
-    counters: []Counter = &.{},
+    arena: region.Region = .none,
+    body: Body = .none,
 
-    pub fn scratch(p: *const Plan, thread: u32) [*]u8 {
-        return p.work.ptr + p.scratch_offset + thread * p.scratch_bytes;
+    /// Points the operands that change from job to job at their memory.
+    pub fn bind(p: *Plan, binding: *const Binding) void {
+        if (p.bound == binding.id) return;
+        p.bound = binding.id;
+        p.step = binding.step;
+        for (p.late.items) |late| {
+            p.tasks[late.task].data[late.place] = switch (late.space) {
+                .arena, .weight => unreachable,
+                .output => binding.output.? + late.offset,
+                .state => binding.state.? + late.offset,
+                .kv => binding.kv.? + late.offset,
+                .step => stepArray(&p.step, late.offset),
+            };
+        }
     }
 
     /// Fails where a file whose weights are used in place became shorter.
@@ -67,15 +98,20 @@ pub const Plan = struct {
         for (p.users.items) |user| user.release();
         p.users.deinit(allocator);
         p.late.deinit(allocator);
-        memory.unmap(p.arena);
-        memory.unmap(p.work);
-        allocator.free(p.counters);
-        allocator.free(p.kernels);
+        p.arena.free();
+        p.body.free();
         allocator.free(p.tasks);
         p.device.object.release();
         allocator.destroy(p);
     }
 };
+
+fn stepArray(step: *const kernel.Step, field: u64) ?[*]u8 {
+    inline for (@typeInfo(command.StepField).@"enum".fields) |f| {
+        if (f.value == field) return @ptrCast(@field(step, f.name));
+    }
+    unreachable;
+}
 
 /// `bamba_plan_create`
 pub fn create(of: u32, data: []const u8, out: []u8, f: *Failure) Rejected!void {
@@ -85,10 +121,17 @@ pub fn create(of: u32, data: []const u8, out: []u8, f: *Failure) Rejected!void {
     // What was checked must not change any more.
     const bytes = allocator.dupe(u8, data) catch return f.memory(data.len);
     defer allocator.free(bytes);
-    const resolver: validate.Resolver = .{ .weightBytes = weightBytes };
+    const resolver: validate.Resolver = .{
+        .weightBytes = weightBytes,
+        .device = device.deviceKind(),
+    };
     const checked = try validate.plan(allocator, bytes, abi.hash, resolver, f);
     const plan = try make(device, checked, f);
-    const held = plan.arena.len + plan.work.len;
+    const held = plan.arena.len() + switch (plan.body) {
+        .none => 0,
+        .cpu => |b| b.work.len,
+        .cuda => |b| b.work.len(),
+    };
     return exchange.giveHandleAndSize(&plan.object, held, out, f);
 }
 
@@ -99,11 +142,12 @@ fn weightBytes(_: ?*anyopaque, h: u32) ?u64 {
     return if (weightMemory(object)) |m| m.len else null;
 }
 
+/// Where a weight may lie. The addresses are those of the device that owns the buffer.
 fn weightMemory(object: *handle.Object) ?[]const u8 {
     switch (object.kind) {
         .buffer => {
             const b: *buffer.Buffer = @alignCast(@fieldParentPtr("object", object));
-            return b.pages[0..b.bytes];
+            return b.memory.ptr()[0..b.bytes];
         },
         .file => {
             const of: *file.File = @alignCast(@fieldParentPtr("object", object));
@@ -120,25 +164,13 @@ fn make(device: *Device, checked: validate.Plan, f: *Failure) Rejected!*Plan {
     errdefer plan.object.release();
     const n = checked.commands.len;
     plan.tasks = allocator.alloc(Task, n) catch return f.memory(n * @sizeOf(Task));
-    plan.kernels = allocator.alloc(*const Kernel, n) catch return f.memory(8 * n);
-    plan.arena = try memory.map(plan.header.arena_bytes, true, "a plan's activations", f);
-    var n_phases: usize = 0;
-    var workspace: usize = 0;
-    for (plan.tasks, plan.kernels, checked.commands, 0..) |*task, *k, c, i| {
-        k.* = &device.kernels.kernels[@intFromEnum(c.op)];
+    plan.arena = try .make(device.gpu, plan.header.arena_bytes, true, "a plan's activations", f);
+    for (plan.tasks, checked.commands, 0..) |*task, c, i|
         try resolve(plan, task, @intCast(i), c, checked.operands, f);
-        n_phases += k.*.n_phases;
-        if (k.*.workspace) |of| workspace = @max(workspace, of(task));
-        if (k.*.scratch) |of| plan.scratch_bytes = @max(plan.scratch_bytes, of(task));
-    }
-    // Whole cache lines, and one between threads, so that they share none.
-    plan.scratch_offset = std.mem.alignForward(usize, workspace, cache_line);
-    plan.scratch_bytes = std.mem.alignForward(usize, plan.scratch_bytes, cache_line) + cache_line;
-    const work = plan.scratch_offset + plan.scratch_bytes * device.n_threads;
-    plan.work = try memory.map(work, true, "a plan's workspace", f);
-    plan.counters = allocator.alloc(Counter, n_phases) catch
-        return f.memory(n_phases * @sizeOf(Counter));
-    for (plan.tasks) |*task| task.workspace = plan.work.ptr;
+    plan.body = if (device.gpu) |gpu|
+        .{ .cuda = try .make(plan, gpu, f) }
+    else
+        .{ .cpu = try .make(plan, f) };
     return plan;
 }
 
@@ -165,7 +197,7 @@ fn resolve(
         const operand = operands[at];
         task.operands[place] = operand;
         task.data[place] = switch (operand.space) {
-            .arena => plan.arena.ptr + operand.offset,
+            .arena => plan.arena.ptr() + operand.offset,
             .weight => try weight(plan, operand, f),
             .output, .state, .kv, .step => late: {
                 plan.late.append(allocator, .{
@@ -175,7 +207,7 @@ fn resolve(
                     .offset = operand.offset,
                 }) catch return f.memory(@sizeOf(Late));
                 // Any address: kernels ask about their needs now, and only whether it is given.
-                break :late plan.arena.ptr;
+                break :late plan.arena.ptr();
             },
         };
     }
@@ -187,9 +219,21 @@ fn weight(plan: *Plan, operand: command.Operand, f: *Failure) Rejected![*]u8 {
         errdefer object.release();
         if (weightMemory(object) == null)
             return f.set(.stale, "Expected a buffer or file but found {d}", .{operand.buffer});
+        if (ownerOf(object) != plan.device.gpu) return f.set(
+            .invalid,
+            "Expected a weight on the plan's device but found {t} {d} on another",
+            .{ object.kind, operand.buffer },
+        );
         plan.users.ensureUnusedCapacity(allocator, 1) catch return f.memory(@sizeOf(usize));
     }
     const kept = std.mem.indexOfScalar(*handle.Object, plan.users.items, object) != null;
     if (kept) object.release() else plan.users.appendAssumeCapacity(object);
     return @constCast(weightMemory(object).?.ptr) + operand.offset;
+}
+
+/// The GPU in whose memory a weight lies; null for the host's.
+fn ownerOf(object: *handle.Object) ?*@import("cuda/main.zig").Gpu {
+    if (object.kind != .buffer) return null;
+    const b: *buffer.Buffer = @alignCast(@fieldParentPtr("object", object));
+    return b.memory.owner();
 }

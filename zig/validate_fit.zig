@@ -279,7 +279,8 @@ fn ssm(c: *const Checked) Rejected!void {
     try expectHeads(c, 3, groups, state);
     try divides(c, "groups", groups, "heads", heads);
     for ([_]usize{ 4, 5, 6 }) |i| try expectLength(c, i, heads);
-    try expectShape(c, 7, &.{ heads, state, head_dim });
+    const on_cpu = c.plan.device == .cpu;
+    try expectShape(c, 7, if (on_cpu) &.{ heads, state, head_dim } else &.{ heads, head_dim, state });
     const low = attrF(c, 4);
     const high = attrF(c, 5);
     if (!(low <= high)) return failAttr(
@@ -291,6 +292,8 @@ fn ssm(c: *const Checked) Rejected!void {
 }
 
 fn expectKeys(c: *const Checked, i: usize, kv_heads: u64, head_dim: u64) Rejected!void {
+    if (c.plan.device != .cpu)
+        return expectShape(c, i, &.{ kv_heads, command.page_tokens, head_dim, 1 });
     const blocks = command.page_tokens / command.panel;
     try expectShape(c, i, &.{ kv_heads, blocks, head_dim, command.panel });
 }

@@ -5,6 +5,7 @@
 const std = @import("std");
 const command = @import("command");
 const failure = @import("validate_failure.zig");
+const device = @import("validate_device.zig");
 const fit = @import("validate_fit.zig");
 const overlap = @import("validate_overlap.zig");
 const Plan = @import("validate_plan.zig").Plan;
@@ -16,16 +17,16 @@ const StepField = command.StepField;
 
 /// What an operation does with an operand, and what the operand must be.
 pub const Role = union(enum) {
-    /// f32 activation (rows, columns), read.
+    /// Activation (rows, columns), read: f32, on a GPU also bf16.
     in,
     /// The same, written.
     out,
-    /// f32 activation or nothing.
+    /// Activation or nothing.
     in_optional,
     /// f32 weight (n).
     vector,
     vector_optional,
-    /// Weight (N, K) in panels.
+    /// Weight (N, K), in panels for the CPU and in rows for a GPU.
     panels,
     /// Weight (V, H) in rows or panels.
     table,
@@ -192,6 +193,7 @@ pub fn check(plan: *Plan, given: Command, index: usize, f: *Failure) Rejected!vo
     }
     try checkOverlap(&c);
     try fit.check(&c);
+    try device.check(&c);
     fit.addNeeds(&c);
 }
 
@@ -200,7 +202,9 @@ fn checkRole(c: *const Checked, i: usize, o: Operand) Rejected!void {
         .in, .in_optional, .out => {
             if (o.space != .arena and o.space != .output)
                 return c.fail(.type, i, "in the arena or the output but found {t}", .{o.space});
-            try expectDType(c, i, o, &.{.f32});
+            if (c.plan.device == .cpu) {
+                try expectDType(c, i, o, &.{.f32});
+            } else try expectDType(c, i, o, &.{ .f32, .bf16 });
             try expectRank(c, i, o, 2);
         },
         .vector, .vector_optional => {
@@ -208,21 +212,23 @@ fn checkRole(c: *const Checked, i: usize, o: Operand) Rejected!void {
             try expectDType(c, i, o, &.{.f32});
             try expectRank(c, i, o, 1);
         },
-        .panels => try expectWeight(c, i, o, .panel),
+        .panels => if (c.plan.device == .cpu) {
+            try expectWeight(c, i, o, .panel);
+        } else {
+            try expectWeight(c, i, o, .row_major);
+            try expectRank(c, i, o, 2);
+            try expectDense(c, i, o);
+        },
         .table => {
-            try expectWeight(c, i, o, o.layout);
+            const on_cpu = c.plan.device == .cpu;
+            try expectWeight(c, i, o, if (on_cpu) o.layout else .row_major);
             try expectRank(c, i, o, 2);
         },
         .taps => {
             try expectWeight(c, i, o, .row_major);
             try expectDType(c, i, o, &.{.f32});
             try expectRank(c, i, o, 2);
-            if (o.row_stride != o.shape[1]) return c.fail(
-                .type,
-                i,
-                "to have rows {d} elements apart but found {d}",
-                .{ o.shape[1], o.row_stride },
-            );
+            try expectDense(c, i, o);
         },
         .state => |rank| {
             try expectPlace(c, i, o, .state, rank);
@@ -248,6 +254,15 @@ fn expectDType(
 ) Rejected!void {
     for (wanted) |d| if (o.dtype == d) return;
     return c.fail(.type, i, "to have dtype {t} but found {t}", .{ wanted[0], o.dtype });
+}
+
+fn expectDense(c: *const Checked, i: usize, o: Operand) Rejected!void {
+    if (o.row_stride != o.shape[1]) return c.fail(
+        .type,
+        i,
+        "to have rows {d} elements apart but found {d}",
+        .{ o.shape[1], o.row_stride },
+    );
 }
 
 fn expectRank(c: *const Checked, i: usize, o: Operand, rank: u32) Rejected!void {

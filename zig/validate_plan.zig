@@ -23,6 +23,8 @@ const bytes_max = 1 << 44;
 /// Answers how large the things are that a plan only names.
 pub const Resolver = struct {
     context: ?*anyopaque = null,
+    /// What the plan will run on: layouts and dtypes differ.
+    device: command.DeviceKind = .cpu,
     /// Bytes of the buffer or mapped file with this handle; null where it names none.
     weightBytes: *const fn (context: ?*anyopaque, handle: u32) ?u64,
 };
@@ -50,6 +52,7 @@ pub const Plan = struct {
     operands: []align(1) const Operand,
     commands: []align(1) const Command,
     needs: Needs,
+    device: command.DeviceKind,
 };
 
 /// Checks a whole plan.
@@ -80,6 +83,7 @@ pub fn plan(
         .operands = std.mem.bytesAsSlice(Operand, operands_at),
         .commands = &.{},
         .needs = .{},
+        .device = resolver.device,
     };
     try overlap.states(gpa, checked.operands, f);
     for (0..header.n_commands) |i| {

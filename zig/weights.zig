@@ -5,6 +5,7 @@
 const std = @import("std");
 const command = @import("command");
 const buffer = @import("buffer.zig");
+const cuda = @import("cuda/main.zig");
 const exchange = @import("exchange.zig");
 const file = @import("file.zig");
 const handle = @import("handle.zig");
@@ -29,11 +30,13 @@ pub const Load = struct {
     /// Room for one part of the file for each thread.
     parts: memory.Pages = memory.none,
     part_room: u64 = 0,
+    /// Where the parts go to a GPU, which copies them from pinned memory.
+    pinned: ?*cuda.Gpu = null,
 
     pub fn release(l: *Load) void {
         for (l.items.items) |item| item.release();
         l.items.deinit(allocator);
-        memory.unmap(l.parts);
+        if (l.pinned) |gpu| gpu.unpin(l.parts) else memory.unmap(l.parts);
     }
 
     pub fn run(l: *Load, c: *job.Context, f: *Failure) Rejected!void {
@@ -76,11 +79,17 @@ pub fn prepare(c: *job.Context, data: []const u8, f: *Failure) Rejected!Load {
         try load_item.check(c, raw, from, to, i, f);
         l.n_parts += item.n_parts;
         c.total += raw.src_bytes;
-        if (item.converts()) l.part_room = @max(l.part_room, item.room());
+        if (c.device.gpu != null)
+            l.part_room = @max(l.part_room, item.staging())
+        else if (item.converts()) l.part_room = @max(l.part_room, item.room());
     }
     l.part_room = std.mem.alignForward(u64, l.part_room, std.heap.page_size_min);
-    if (l.part_room > 0)
-        l.parts = try memory.map(l.part_room * c.device.n_threads, true, "loading", f);
+    if (l.part_room == 0) return l;
+    const room = l.part_room * c.device.n_threads;
+    if (c.device.gpu) |gpu| {
+        l.parts = @alignCast(try gpu.pinned(room, f));
+        l.pinned = gpu;
+    } else l.parts = try memory.map(room, true, "loading", f);
     return l;
 }
 
@@ -131,8 +140,10 @@ const Shared = struct {
         const kernels = s.context.device.kernels;
         const row = item.rowOf(part);
         const rows = item.rowOf(part + 1) - row;
-        const dst = item.buffer.pages.ptr + raw.dst_offset;
-        if (!item.converts()) {
+        const dst = item.buffer.memory.ptr() + raw.dst_offset;
+        if (s.load.pinned != null) {
+            try s.upload(item, row, rows, room, f);
+        } else if (!item.converts()) {
             const at = dst + row * item.outBytes();
             try read(item, row, at[0 .. rows * item.rowBytes()], f);
         } else {
@@ -146,6 +157,21 @@ const Shared = struct {
         _ = s.context.done.fetchAdd(rows * item.rowBytes(), .monotonic);
     }
 
+    /// Brings rows to a GPU by way of pinned memory.
+    fn upload(s: *Shared, item: Item, row: u64, rows: u64, room: []u8, f: *Failure) Rejected!void {
+        const raw = item.raw;
+        var ready = room[0 .. rows * item.rowBytes()];
+        try read(item, row, ready, f);
+        if (item.converts()) {
+            ready = room[item.readRoom()..][0 .. rows * item.outBytes()];
+            const n = rows * item.cols;
+            const kernels = s.context.device.kernels;
+            kernels.convert(ready.ptr, raw.dst_dtype, room.ptr, raw.src_dtype, n);
+            transform(raw.transform, ready.ptr, n);
+        }
+        try item.buffer.memory.write(raw.dst_offset + row * item.outBytes(), ready, f);
+    }
+
     /// Packs rows that lie in `room` into their panels.
     fn pack(s: *Shared, item: Item, row: u64, rows: u64, room: []u8) void {
         const raw = item.raw;
@@ -154,7 +180,7 @@ const Shared = struct {
         const wide = room.ptr + item.readRoom();
         if (item.widens()) kernels.convert(wide, .f32, room.ptr, raw.src_dtype, rows * item.cols);
         const job_of_pack: Pack = .{
-            .dst = item.buffer.pages.ptr + raw.dst_offset + row / command.panel * panel,
+            .dst = item.buffer.memory.ptr() + raw.dst_offset + row / command.panel * panel,
             .src = if (item.widens()) wide else room.ptr,
             .dst_dtype = raw.dst_dtype,
             .src_dtype = if (item.widens()) .f32 else raw.src_dtype,

@@ -102,7 +102,7 @@ async function test(filter: string | undefined, flags: TestFlags): Promise<void>
   const wanted = runners.filter((runner) => !flags.only || flags.only === runner);
   const files = testFiles(filter);
   const env = {
-    BAMBA_TEST_DEVICE: flags.device,
+    BAMBA_DEVICE: flags.device,
     ZIG_PROGRESS: "0",
   };
   const results: Counts[] = [];

@@ -1,7 +1,7 @@
 /** A graph: the ordered commands a forward function recorded. It never reorders and never fuses. */
 
 import type { Op } from "../native/bindings.gen.ts";
-import { type RowKind, Tensor } from "./tensor.ts";
+import { type DTypeName, elementBytes, type RowKind, Tensor } from "./tensor.ts";
 
 /** An operation's name, the same from the model file to the kernel. */
 export type OpName = keyof typeof Op;
@@ -40,6 +40,8 @@ export interface GraphOptions {
   readonly capacity: Capacity;
   /** Every sequence has exactly one token: the update forms of the sequence ops are recorded. */
   readonly decode?: boolean;
+  /** What activations are stored as, unless an op says otherwise. A CPU takes float32 only. */
+  readonly activations?: DTypeName;
 }
 
 const float_view = new DataView(new ArrayBuffer(4));
@@ -54,6 +56,7 @@ export function f32Bits(x: number): number {
 export class Graph {
   readonly capacity: Capacity;
   readonly decode: boolean;
+  readonly activations: DTypeName;
   readonly commands: RecordedCommand[] = [];
   readonly values: Value[] = [];
   /** Results by name: what {@link Graph.output} marked. */
@@ -66,6 +69,7 @@ export class Graph {
   constructor(options: GraphOptions, wanted_taps?: ReadonlySet<string>) {
     this.capacity = options.capacity;
     this.decode = options.decode ?? false;
+    this.activations = options.activations ?? "float32";
     this.wanted_taps = wanted_taps;
   }
 
@@ -74,29 +78,29 @@ export class Graph {
     return new Tensor([this.rowCapacity(rows)], "int32", { space: "step", field }, this, rows);
   }
 
-  /** A new activation of (rows, columns) f32. */
-  value(rows: RowKind, columns: number, fixed_rows = 1): Tensor {
+  /** A new activation of (rows, columns). */
+  value(rows: RowKind, columns: number, dtype: DTypeName = this.activations): Tensor {
     if (!Number.isInteger(columns) || columns < 1) {
       throw new RangeError(`Expected at least one column but found ${columns}`);
     }
-    const count = rows === "fixed" ? fixed_rows : this.rowCapacity(rows);
+    const count = this.rowCapacity(rows);
     const shape = [count, columns];
     this.values.push({
       rows,
       shape,
-      bytes: count * columns * 4,
+      bytes: count * columns * elementBytes(dtype),
       first: this.commands.length,
       last: this.commands.length,
       external: false,
     });
     const value = this.values.length - 1;
     const storage = { space: "value", value, column: 0, row_stride: columns } as const;
-    return new Tensor(shape, "float32", storage, this, rows);
+    return new Tensor(shape, dtype, storage, this, rows);
   }
 
   /** An activation that JavaScript writes before each run. */
-  input(name: string, rows: RowKind, columns: number): Tensor {
-    const tensor = this.value(rows, columns);
+  input(name: string, rows: RowKind, columns: number, dtype?: DTypeName): Tensor {
+    const tensor = this.value(rows, columns, dtype);
     this.values[this.values.length - 1].external = true;
     this.inputs.set(name, tensor);
     return tensor;

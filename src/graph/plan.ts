@@ -18,7 +18,7 @@ import {
 import { writeStruct } from "../native/struct.ts";
 import type { Capacity, Graph } from "./graph.ts";
 import { type Placement, placeValues } from "./memory.ts";
-import type { DTypeName, Tensor } from "./tensor.ts";
+import { type DTypeName, elementBytes, type Tensor } from "./tensor.ts";
 
 /** Sizes that a plan's commands are checked against. */
 export interface PlanSizes {
@@ -35,6 +35,7 @@ export interface ExternalPlace {
   readonly row_bytes: number;
   readonly columns: number;
   readonly rows: Tensor["rows"];
+  readonly dtype: DTypeName;
 }
 
 const dtype_codes: Record<DTypeName, number> = {
@@ -99,11 +100,14 @@ export class Plan {
 function externalPlace(tensor: Tensor, placement: Placement): ExternalPlace {
   const storage = tensor.storage;
   if (storage.space !== "value") throw new TypeError(`Expected an activation but found ${tensor}`);
+  const { dtype, rows } = tensor;
+  const size = elementBytes(dtype);
   return {
-    offset: placement.offsets[storage.value] + 4 * storage.column,
-    row_bytes: 4 * storage.row_stride,
+    offset: placement.offsets[storage.value] + size * storage.column,
+    row_bytes: size * storage.row_stride,
     columns: tensor.shape[1],
-    rows: tensor.rows,
+    rows,
+    dtype,
   };
 }
 
@@ -162,7 +166,8 @@ function writeOperand(
   switch (storage.space) {
     case "value":
       place.space = graph.values[storage.value].external ? Space.output : Space.arena;
-      place.offset = placement.offsets[storage.value] + 4 * storage.column;
+      place.offset = placement.offsets[storage.value] +
+        elementBytes(tensor.dtype) * storage.column;
       row_stride = storage.row_stride;
       break;
     case "weight":

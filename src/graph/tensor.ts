@@ -14,6 +14,11 @@ export type DTypeName =
   | "q5_k"
   | "q6_k";
 
+/** Bytes of one element in native memory. */
+export function elementBytes(dtype: DTypeName): number {
+  return dtype === "bfloat16" || dtype === "float16" ? 2 : 4;
+}
+
 /** What the first dimension of a recorded tensor counts; its extent is then a capacity. */
 export type RowKind = "fixed" | "tokens" | "seqs" | "logits";
 

@@ -1,10 +1,11 @@
 /** The cache: every sequence's states and key/value pages, a value to continue or to fork. */
 
 import type { Buffer, Device } from "../device.ts";
-import { type DataSource, Tensor } from "../graph/tensor.ts";
+import { type DataSource, elementBytes, Tensor } from "../graph/tensor.ts";
 import { page_tokens, panel } from "../native/bindings.gen.ts";
 import type { CacheLayout } from "./cache_layout.ts";
 import { PagePool } from "./page_pool.ts";
+import { widen } from "./rows.ts";
 
 /**
  * HF's hybrid cache: convolution and SSM states for the Mamba layers, keys and values for the
@@ -143,18 +144,23 @@ export class HybridMambaAttentionDynamicCache {
     }
     if (layer.type === "mamba") {
       const [width, channels] = layer.conv_state.shape;
-      const [heads, state, head_dim] = layer.ssm_state.shape;
+      const cuda = this.layout.device === "cuda";
+      const [heads, a, b] = layer.ssm_state.shape;
+      const [state, head_dim] = cuda ? [b, a] : [a, b];
+      // A GPU keeps the input of position p in entry p mod width, a CPU the oldest first.
+      const entry = (i: number) => cuda ? (this.lengths[row] + i) % width : i;
       return {
         conv_states: this.#lazy([channels, width], () => {
           const raw = this.#slot(layer.conv_state, row);
           return permute(
             raw,
             channels * width,
-            (i) => (i % width) * channels + Math.floor(i / width),
+            (i) => entry(i % width) * channels + Math.floor(i / width),
           );
         }),
         recurrent_states: this.#lazy([heads, head_dim, state], () => {
           const raw = this.#slot(layer.ssm_state, row);
+          if (cuda) return raw;
           return permute(raw, raw.length, (i) => {
             const n = i % state;
             const p = Math.floor(i / state) % head_dim;
@@ -175,8 +181,10 @@ export class HybridMambaAttentionDynamicCache {
             kv_heads,
             head_dim,
             (head, at, d) =>
-              ((head * (page_tokens / panel) + Math.floor(at / panel)) * head_dim + d) * panel +
-              at % panel,
+              this.layout.device === "cuda"
+                ? (head * page_tokens + at) * head_dim + d
+                : ((head * (page_tokens / panel) + Math.floor(at / panel)) * head_dim + d) * panel +
+                  at % panel,
           ),
       ),
       values: this.#lazy(
@@ -289,12 +297,14 @@ export class HybridMambaAttentionDynamicCache {
     this.#check();
     const length = this.lengths[row];
     const out = new Float32Array(kv_heads * length * head_dim);
-    const page = new Float32Array(tensor.size);
+    const raw = new Uint8Array(tensor.size * elementBytes(tensor.dtype));
+    let page: Float32Array = new Float32Array();
     const storage = tensor.storage as { offset: number };
     for (let t = 0; t < length; t++) {
       const at = t % page_tokens;
       if (at === 0) {
-        this.#pages.read(row, t, storage.offset, new Uint8Array(page.buffer));
+        this.#pages.read(row, t, storage.offset, raw);
+        page = widen(raw, tensor.dtype);
       }
       for (let head = 0; head < kv_heads; head++) {
         for (let d = 0; d < head_dim; d++) {

@@ -1,6 +1,7 @@
 /** How one sequence's states and one page's keys and values are laid out in memory. */
 
-import { Tensor } from "../graph/tensor.ts";
+import type { DeviceKindName } from "../native/native.ts";
+import { type DTypeName, elementBytes, Tensor } from "../graph/tensor.ts";
 import { page_tokens, panel } from "../native/bindings.gen.ts";
 
 /** What one layer keeps from token to token. */
@@ -18,17 +19,16 @@ export type LayerCacheSpec =
 export interface MambaState {
   readonly type: "mamba";
   readonly conv_state: Tensor; // (kernel_size, channels)
-  readonly ssm_state: Tensor; // (heads, state_size, head_dim)
+  readonly ssm_state: Tensor; // (heads, state_size, head_dim); cuda: (heads, head_dim, state_size)
 }
 
 /** An attention layer's pages as operands. */
 export interface AttentionState {
   readonly type: "attention";
-  readonly keys: Tensor; // (kv_heads, page_tokens / 16, head_dim, 16)
+  readonly keys: Tensor; // (kv_heads, page_tokens / 16, head_dim, 16); cuda: as values, and 1
   readonly values: Tensor; // (kv_heads, page_tokens, head_dim)
 }
 
-const f32_bytes = 4;
 const align = (n: number) => Math.ceil(n / 64) * 64;
 
 /** Offsets of every layer's part within a slot and within a page. */
@@ -39,23 +39,37 @@ export class CacheLayout {
   /** Bytes of the keys and values of {@link page_tokens} positions. */
   readonly page_bytes: number;
 
-  constructor(readonly specs: readonly LayerCacheSpec[]) {
+  /**
+   * @param device its kernels want states and keys in orders of their own: docs/contract.md
+   * @param activations dtype of keys and values, and of what runs between the layers
+   */
+  constructor(
+    readonly specs: readonly LayerCacheSpec[],
+    readonly device: DeviceKindName = "cpu",
+    readonly activations: DTypeName = "float32",
+  ) {
     let slot_bytes = 0;
     let page_bytes = 0;
     const region = (space: "state" | "kv", shape: readonly number[]) => {
-      const bytes = align(shape.reduce((a, b) => a * b, f32_bytes));
+      const dtype = space === "state" ? "float32" : activations;
+      const bytes = align(shape.reduce((a, b) => a * b, elementBytes(dtype)));
       const offset = space === "state" ? slot_bytes : page_bytes;
       if (space === "state") slot_bytes += bytes;
       else page_bytes += bytes;
-      return new Tensor(shape, "float32", { space, offset });
+      return new Tensor(shape, dtype, { space, offset });
     };
     this.layers = specs.map((spec) => {
       if (spec.type === "mamba") {
         const conv_state = region("state", spec.conv_state);
-        return { type: spec.type, conv_state, ssm_state: region("state", spec.ssm_state) };
+        const [heads, state_size, head_dim] = spec.ssm_state;
+        const shape = device === "cuda" ? [heads, head_dim, state_size] : spec.ssm_state;
+        return { type: spec.type, conv_state, ssm_state: region("state", shape) };
       }
       const { kv_heads, head_dim } = spec;
-      const keys = region("kv", [kv_heads, page_tokens / panel, head_dim, panel]);
+      const shape = device === "cuda"
+        ? [kv_heads, page_tokens, head_dim, 1]
+        : [kv_heads, page_tokens / panel, head_dim, panel];
+      const keys = region("kv", shape);
       return { type: spec.type, keys, values: region("kv", [kv_heads, page_tokens, head_dim]) };
     });
     this.slot_bytes = slot_bytes;

@@ -10,7 +10,7 @@ import { checkOptions } from "./options.ts";
 import { ModelOutput } from "./outputs.ts";
 import { bucket, type PlanRequest } from "./plans.ts";
 import { Results } from "./results.ts";
-import type { SharedBuffer } from "./rows.ts";
+import { narrow, type SharedBuffer } from "./rows.ts";
 import { startRun } from "./run.ts";
 import type { ModelRuntime } from "./runtime.ts";
 
@@ -169,7 +169,7 @@ async function runPieces(
   const fill = call.embeds
     ? (shared: SharedBuffer) => {
       const place = plan.inputs.get("inputs_embeds")!;
-      shared.buffer.write(place.offset, new Uint8Array(results.embedRows(pieces).buffer));
+      shared.buffer.write(place.offset, narrow(results.embedRows(pieces), place.dtype));
     }
     : undefined;
   const { job, shared } = startRun(runtime.device, { plan, cache, sequences, fill });

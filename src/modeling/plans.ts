@@ -99,9 +99,11 @@ export class PlanCache {
 /** Records one forward pass and its tail. */
 export function record(model: Recordable, request: PlanRequest): Graph {
   const { capacity, decode, source = "input_ids", tail = [], keep = [] } = request;
-  const graph = new Graph({ capacity, decode }, new Set(request.taps));
+  const { activations } = model.layout;
+  const graph = new Graph({ capacity, decode, activations }, new Set(request.taps));
   if (source === "scores") {
-    recordTail(graph, graph.input("scores", "logits", model.config.vocab_size), tail, keep);
+    const scores = graph.input("scores", "logits", model.config.vocab_size, "float32");
+    recordTail(graph, scores, tail, keep);
     return graph;
   }
   const outputs = model.forward({

@@ -6,6 +6,8 @@ import { type DTypeName, type LayoutName, Tensor } from "../graph/tensor.ts";
 import { isGguf, openGguf } from "../gguf/checkpoint.ts";
 import type { ConfigToWrite } from "../gguf/config.ts";
 import { saveGguf, type SaveOptions } from "../gguf/save.ts";
+import { environment } from "../native/library.ts";
+import type { DeviceKindName } from "../native/native.ts";
 import { Module } from "../nn/module.ts";
 import { Checkpoint } from "../weights/checkpoint.ts";
 import {
@@ -26,7 +28,7 @@ import { ModelRuntime, type RunnableModel } from "./runtime.ts";
 export interface PretrainedOptions {
   /** Dtype of the weights; "auto" keeps what the checkpoint stores. */
   dtype?: "auto" | "float32" | "bfloat16" | "float16";
-  /** "cpu", "cuda", "cuda:0" or "auto" */
+  /** "cpu", "cuda", "cuda:0" or "auto"; left out: what `BAMBA_DEVICE` says, else "cpu" */
   device?: string;
   /** Native threads; one a physical core by default. */
   threads?: number;
@@ -119,9 +121,8 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     const config = await this.config_class.from_pretrained(dir);
     const model = new this(config);
     const checkpoint = openCheckpoint(dir);
-    const device = await Device.open((options.device ?? "cpu") as DeviceName, {
-      threads: options.threads,
-    });
+    const name = options.device ?? environment("BAMBA_DEVICE") ?? "cpu";
+    const device = await Device.open(name as DeviceName, { threads: options.threads });
     try {
       model.name_or_path = dir;
       await model.load(this, checkpoint, device, options);
@@ -220,7 +221,7 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     const inside = base_model_prefix !== undefined &&
       checkpoint.names.some((name) => name.startsWith(`${base_model_prefix}.`));
     const prefix = inside ? `${base_model_prefix}.` : "";
-    const specs = weightSpecs(this, tied, prefix);
+    const specs = weightSpecs(this, tied, prefix, device.kind);
     const { dtype = "auto", progress_callback, signal } = options;
     const weights = await loadWeights(device, checkpoint, [...specs.values()], {
       dtype,
@@ -231,7 +232,11 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     });
     const constants = this.bindConstants(device);
     this.bindWeights(specs, weights, tied);
-    const layout = new CacheLayout(this.cacheSpecs());
+    const layout = new CacheLayout(
+      this.cacheSpecs(),
+      device.kind,
+      activations(device, specs, weights),
+    );
     this.#runtime = new ModelRuntime(this, device, layout, weights, constants, this.has_head);
   }
 
@@ -280,23 +285,38 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
   }
 }
 
+/** A GPU runs in bf16 where all matrices are bf16; everything else runs in f32. */
+function activations(
+  device: Device,
+  specs: ReadonlyMap<string, WeightSpec>,
+  { weights }: WeightSet,
+): DTypeName {
+  if (device.kind === "cpu") return "float32";
+  const matrices = [...specs.values()].filter(({ shape, dtype }) => shape.length === 2 && !dtype);
+  const half = matrices.every(({ name }) => weights.get(name)!.dtype === "bfloat16");
+  return half ? "bfloat16" : "float32";
+}
+
 /** What to load for each parameter path. A tied table is loaded once, as the head's panels. */
 function weightSpecs(
   model: PreTrainedModel,
   tied: Readonly<Record<string, string>>,
   prefix: string,
+  device: DeviceKindName,
 ): Map<string, WeightSpec> {
   const sources = new Set(Object.values(tied));
   const specs = new Map<string, WeightSpec>();
   for (const [path, tensor] of model.namedParameters()) {
     if (path in tied) continue;
     if (tensor.storage.space !== "parameter") continue;
-    const layout: LayoutName = sources.has(path) ? "panel" : tensor.storage.layout;
+    const on_cpu = device === "cpu";
+    const wanted: LayoutName = sources.has(path) ? "panel" : tensor.storage.layout;
+    const layout = on_cpu ? wanted : "row_major";
     specs.set(path, {
       name: prefix + path,
       shape: [...tensor.shape],
       layout,
-      keepMapped: layout === "row_major" && !tensor.storage.keep_f32,
+      keepMapped: on_cpu && layout === "row_major" && !tensor.storage.keep_f32,
       dtype: tensor.storage.keep_f32 ? "float32" : undefined,
     });
   }

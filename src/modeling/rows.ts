@@ -2,7 +2,7 @@
 
 import type { Buffer } from "../device.ts";
 import type { ExternalPlace } from "../graph/plan.ts";
-import { type DataSource, Tensor } from "../graph/tensor.ts";
+import { type DataSource, type DTypeName, elementBytes, Tensor } from "../graph/tensor.ts";
 
 /** An input/output buffer that several result tensors share. */
 export class SharedBuffer {
@@ -32,19 +32,41 @@ export interface Segment {
   readonly targets: readonly number[];
 }
 
-/** Reads all rows of a segment: (targets.length, columns). */
+/** Reads all rows of a segment, widened to f32: (targets.length, columns). */
 export function readRows({ shared, place, targets }: Segment): Float32Array {
-  const { columns, row_bytes, offset } = place;
-  const out = new Float32Array(targets.length * columns);
-  if (row_bytes === 4 * columns) {
-    shared.buffer.read(offset, new Uint8Array(out.buffer));
-    return out;
+  const { columns, row_bytes, offset, dtype } = place;
+  const width = columns * elementBytes(dtype);
+  const raw = new Uint8Array(targets.length * width);
+  if (row_bytes === width) {
+    shared.buffer.read(offset, raw);
+  } else {
+    for (let r = 0; r < targets.length; r++) {
+      shared.buffer.read(offset + r * row_bytes, raw.subarray(r * width, (r + 1) * width));
+    }
   }
-  for (let r = 0; r < targets.length; r++) {
-    const row = new Uint8Array(out.buffer, r * columns * 4, columns * 4);
-    shared.buffer.read(offset + r * row_bytes, row);
+  return widen(raw, dtype);
+}
+
+/** Native numbers as f32. @param raw at offset 0 of its buffer */
+export function widen(raw: Uint8Array, dtype: DTypeName): Float32Array {
+  if (dtype !== "bfloat16") return new Float32Array(raw.buffer);
+  const halves = new Uint16Array(raw.buffer);
+  return new Float32Array(Uint32Array.from(halves, (half) => half << 16).buffer);
+}
+
+/** f32 numbers as native ones, rounded to nearest even. */
+export function narrow(values: Float32Array, dtype: DTypeName): Uint8Array {
+  if (dtype !== "bfloat16") {
+    return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   }
-  return out;
+  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const rounded = (x: number) => x + 0x7fff + (x >>> 16 & 1);
+  const halves = Uint16Array.from(
+    bits,
+    // a NaN stays one, whatever its low bits
+    (x) => (x & 0x7fffffff) > 0x7f800000 ? x >>> 16 | 0x40 : rounded(x) >>> 16,
+  );
+  return new Uint8Array(halves.buffer);
 }
 
 /**

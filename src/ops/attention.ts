@@ -48,7 +48,7 @@ export function attention(q: Tensor, pages: KeyValuePages, shape: AttentionShape
   if (heads % kv_heads !== 0) {
     throw new RangeError(`Expected kv_heads to divide ${heads} heads but found ${kv_heads}`);
   }
-  const out = graph.value(q.rows, heads * head_dim);
+  const out = graph.value(q.rows, heads * head_dim, q.dtype);
   const attrs = [heads, kv_heads, head_dim, f32Bits(scale)];
   graph.emit("attention", [q, pages.keys, pages.values], [out], attrs);
   return out;
@@ -70,7 +70,7 @@ export function attentionProbs(
   const graph = graphOf("attention_probs", q);
   const { heads, kv_heads, head_dim, scale } = shape;
   expectColumns("attention_probs", "q", q, heads * head_dim);
-  const out = graph.value(q.rows, heads * max_keys);
+  const out = graph.value(q.rows, heads * max_keys, "float32");
   const attrs = [heads, kv_heads, head_dim, f32Bits(scale), max_keys];
   graph.emit("attention_probs", [q, pages.keys], [out], attrs);
   return out;

@@ -30,7 +30,7 @@ export function causalConv1d(
   if (bias) expectShape("causal_conv1d", "bias", bias, [channels]);
   expectShape("causal_conv1d", "conv_state", conv_state, [width, channels]);
   const taps = new Tensor([channels, width], weight.dtype, weight.storage);
-  const out = graph.value(x.rows, channels);
+  const out = graph.value(x.rows, channels, x.dtype);
   const op = graph.decode ? "causal_conv1d_update" : "causal_conv1d";
   graph.emit(op, [x, taps, bias, conv_state], [out], [activation === "silu" ? 1 : 0]);
   return out;

@@ -8,7 +8,7 @@ function binary(op: OpName, a: Tensor, b: Tensor): Tensor {
   const graph = graphOf(op, a);
   expectSameRows(op, a, b);
   expectColumns(op, "the second operand", b, a.shape[1]);
-  const out = graph.value(a.rows, a.shape[1]);
+  const out = graph.value(a.rows, a.shape[1], a.dtype);
   graph.emit(op, [a, b], [out]);
   return out;
 }
@@ -31,7 +31,7 @@ export function mul(a: Tensor, b: Tensor): Tensor {
 /** x * sigmoid(x). @param x (rows, n) @returns (rows, n) */
 export function silu(x: Tensor): Tensor {
   const graph = graphOf("silu", x);
-  const out = graph.value(x.rows, x.shape[1]);
+  const out = graph.value(x.rows, x.shape[1], x.dtype);
   graph.emit("silu", [x], [out]);
   return out;
 }
@@ -65,7 +65,7 @@ export function split(x: Tensor, sizes: readonly number[]): Tensor[] {
  */
 export function gatherRows(x: Tensor): Tensor {
   const graph = graphOf("gather_rows", x);
-  const out = graph.value("logits", x.shape[1]);
+  const out = graph.value("logits", x.shape[1], x.dtype);
   graph.emit("gather_rows", [x, graph.step("logit_rows", "logits")], [out]);
   return out;
 }

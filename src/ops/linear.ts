@@ -23,7 +23,8 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor, residual?: Tens
     expectSameRows("linear", x, residual);
     expectColumns("linear", "residual", residual, out_features);
   }
-  const out = graph.value(x.rows, out_features);
+  // What becomes scores is not rounded: sampling and losses take float32.
+  const out = graph.value(x.rows, out_features, x.rows === "logits" ? "float32" : x.dtype);
   graph.emit("linear", [x, weight, bias, residual], [out]);
   return out;
 }

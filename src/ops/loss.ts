@@ -12,7 +12,7 @@ import type { Tensor } from "../graph/tensor.ts";
  */
 export function crossEntropy(logits: Tensor): Tensor {
   const graph = graphOf("cross_entropy", logits);
-  const out = graph.value(logits.rows, 2);
+  const out = graph.value(logits.rows, 2, "float32");
   graph.emit("cross_entropy", [logits, graph.step("labels", "logits")], [out]);
   return out;
 }

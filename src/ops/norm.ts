@@ -14,7 +14,7 @@ import { expectColumns, expectSameRows, expectShape } from "./check.ts";
 export function rmsNorm(x: Tensor, weight: Tensor, eps: number): Tensor {
   const graph = graphOf("rms_norm", x);
   expectShape("rms_norm", "weight", weight, [x.shape[1]]);
-  const out = graph.value(x.rows, x.shape[1]);
+  const out = graph.value(x.rows, x.shape[1], x.dtype);
   graph.emit("rms_norm", [x, weight], [out], [f32Bits(eps)]);
   return out;
 }
@@ -44,7 +44,7 @@ export function rmsNormGated(
   if (channels % groups !== 0) {
     throw new RangeError(`Expected groups to divide ${channels} channels but found ${groups}`);
   }
-  const out = graph.value(x.rows, channels);
+  const out = graph.value(x.rows, channels, x.dtype);
   graph.emit("rms_norm_gated", [x, gate, weight], [out], [f32Bits(eps), groups]);
   return out;
 }

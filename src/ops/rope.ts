@@ -18,8 +18,8 @@ export function rotaryEmbedding(
   scaling = 1,
 ): [Tensor, Tensor] {
   const graph = graphOf("rotary_embedding", positions);
-  const cos = graph.value(positions.rows, inv_freq.shape[0]);
-  const sin = graph.value(positions.rows, inv_freq.shape[0]);
+  const cos = graph.value(positions.rows, inv_freq.shape[0], "float32");
+  const sin = graph.value(positions.rows, inv_freq.shape[0], "float32");
   graph.emit("rotary_embedding", [positions, inv_freq], [cos, sin], [f32Bits(scaling)]);
   return [cos, sin];
 }
@@ -45,7 +45,7 @@ export function rope(x: Tensor, cos: Tensor, sin: Tensor, heads: number): Tensor
   }
   expectSameRows("rope", x, cos);
   expectSameRows("rope", x, sin);
-  const out = graph.value(x.rows, x.shape[1]);
+  const out = graph.value(x.rows, x.shape[1], x.dtype);
   graph.emit("rope", [x, cos, sin], [out], [heads, head_dim]);
   return out;
 }

@@ -5,7 +5,7 @@ import type { Tensor } from "../graph/tensor.ts";
 
 function rowwise(op: OpName, scores: Tensor): Tensor {
   const graph = graphOf(op, scores);
-  const out = graph.value(scores.rows, scores.shape[1]);
+  const out = graph.value(scores.rows, scores.shape[1], scores.dtype);
   graph.emit(op, [scores], [out]);
   return out;
 }

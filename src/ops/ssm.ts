@@ -49,7 +49,7 @@ export function ssmScan(operands: SsmOperands, ssm_state: Tensor): Tensor {
   if (heads % groups !== 0) {
     throw new RangeError(`Expected groups to divide ${heads} heads but found ${groups}`);
   }
-  const y = graph.value(x.rows, heads * head_dim);
+  const y = graph.value(x.rows, heads * head_dim, x.dtype);
   const [dt_min, dt_max] = time_step_limit;
   graph.emit(op, [x, dt, B, C, A_log, D, dt_bias, ssm_state], [y], [
     heads,

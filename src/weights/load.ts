@@ -186,7 +186,7 @@ function loaded({ spec, place, dtype, bytes, offset }: Placed, mapped: number, b
 }
 
 function checkMemory(device: Device, bytes: number): void {
-  const { available_memory } = device.native.info();
+  const { available_memory } = device.info();
   if (bytes <= available_memory) return;
   const gib = (n: number) => (n / 2 ** 30).toFixed(2);
   throw new NativeError(

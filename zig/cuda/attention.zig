@@ -1,0 +1,278 @@
+//! kv_append, attention and attention_probs. bf16 with heads of 128: kernels/attention_decode.cu
+//! where every sequence has one token, kernels/attention_sm90.cu on Hopper; else the plain twin.
+//! On a GPU keys lie in their pages as values do: (kv_heads, page_tokens, head_dim).
+
+const command = @import("command");
+const k = @import("kernel.zig");
+const Extra = @import("stream.zig").Extra;
+const Task = k.Task;
+const Stream = k.Stream;
+
+pub const kernels = .{
+    .kv_append = k.Kernel{ .launch = append },
+    .attention = k.Kernel{ .launch = attention, .workspace = workspace },
+    .attention_probs = k.Kernel{ .launch = probs },
+};
+
+const fast_head_dim = 128;
+const prefill_shared_bytes = 164992;
+const decode_shared_bytes = 49152;
+/// Keys that one block of the decoding kernel takes, and floats it leaves for each head.
+const span_keys = 512;
+const record_floats = fast_head_dim + 4;
+/// Spans that the decoding kernel has room for: half a million keys, or 32 thousand in a batch.
+fn splitsMax(t: *const Task) usize {
+    return if (t.capacity[@intFromEnum(command.Rows.seqs)] <= 8) 1024 else 64;
+}
+
+const AppendArgs = extern struct {
+    k: ?[*]u8,
+    v: ?[*]u8,
+    k_pages: ?[*]u8,
+    v_pages: ?[*]u8,
+    seq_of_token: ?[*]u32,
+    seq_start: ?[*]u32,
+    past_len: ?[*]u32,
+    pages: ?[*]u32,
+    page_stride: i64,
+    kv_heads: i32,
+    head_dim: i32,
+    k_stride: i32,
+    v_stride: i32,
+    max_pages: i32,
+};
+
+fn append(t: *const Task, s: *Stream) void {
+    const a: AppendArgs = .{
+        .k = k.at(t, 0),
+        .v = k.at(t, 1),
+        .k_pages = k.at(t, 2),
+        .v_pages = k.at(t, 3),
+        .seq_of_token = t.step.seq_of_token,
+        .seq_start = t.step.seq_start,
+        .past_len = t.step.past_len,
+        .pages = t.step.pages,
+        .page_stride = k.pageStride(t, 2),
+        .kv_heads = k.attr(t, 0),
+        .head_dim = k.attr(t, 1),
+        .k_stride = k.stride(t, 0),
+        .v_stride = k.stride(t, 1),
+        .max_pages = @intCast(t.step.max_pages),
+    };
+    const grid = [3]u32{ k.rows(t, 0), 1, 1 };
+    switch (k.dtype(t, 0)) {
+        inline .f32, .bf16 => |d| {
+            s.launch("attention", "kv_append_" ++ @tagName(d), grid, 128, .{a}, .{});
+        },
+        else => unreachable,
+    }
+}
+
+fn isFast(t: *const Task) bool {
+    return k.dtype(t, 0) == .bf16 and t.attrs[2] == fast_head_dim and k.aligned(t, &.{ 0, 3 });
+}
+
+fn attention(t: *const Task, s: *Stream) void {
+    if (isFast(t)) {
+        const splits = k.blocks(t.step.max_pages * command.page_tokens, span_keys);
+        const room = t.capacity[1] == t.capacity[2];
+        if (room and s.longest() == 1 and splits <= splitsMax(t) and decode(t, s, splits)) return;
+        if (s.gpu.capability == 90) return prefill(t, s);
+    }
+    plain(t, s);
+}
+
+const DecodeArgs = extern struct {
+    q: ?[*]u8,
+    k_pages: ?[*]u8,
+    v_pages: ?[*]u8,
+    out: ?[*]u8,
+    partial: ?[*]u8,
+    arrived: ?[*]u8,
+    past_len: ?[*]u32,
+    pages: ?[*]u32,
+    page_stride: i64,
+    heads: i32,
+    kv_heads: i32,
+    q_stride: i32,
+    out_stride: i32,
+    max_pages: i32,
+    max_splits: i32,
+    scale: f32,
+};
+
+/// Counters of the groups that have arrived, and then the spans' partial results.
+fn workspace(t: *const Task) usize {
+    const seqs: usize = t.capacity[@intFromEnum(command.Rows.seqs)];
+    if (!isFast(t) or t.capacity[@intFromEnum(command.Rows.tokens)] != seqs) return 0;
+    return arrivedBytes(t) + seqs * t.attrs[0] * splitsMax(t) * record_floats * 4;
+}
+fn arrivedBytes(t: *const Task) usize {
+    const seqs: usize = t.capacity[@intFromEnum(command.Rows.seqs)];
+    return (seqs * t.attrs[1] * 4 + 255) / 256 * 256;
+}
+
+fn decode(t: *const Task, s: *Stream, splits: u32) bool {
+    const a: DecodeArgs = .{
+        .q = k.at(t, 0),
+        .k_pages = k.at(t, 1),
+        .v_pages = k.at(t, 2),
+        .out = k.at(t, 3),
+        .partial = t.workspace.? + arrivedBytes(t),
+        .arrived = t.workspace,
+        .past_len = t.step.past_len,
+        .pages = t.step.pages,
+        .page_stride = k.pageStride(t, 1),
+        .heads = k.attr(t, 0),
+        .kv_heads = k.attr(t, 1),
+        .q_stride = k.stride(t, 0),
+        .out_stride = k.stride(t, 3),
+        .max_pages = @intCast(t.step.max_pages),
+        .max_splits = @intCast(splits),
+        .scale = t.attrF(3),
+    };
+    const grid = [3]u32{ splits, t.attrs[1], t.step.n_seqs };
+    inline for (.{ 1, 2, 4, 8 }) |group| if (t.attrs[0] / t.attrs[1] == group) {
+        const name = comptime k.name("attention_decode_{d}_bf16", .{group});
+        const extra: Extra = .{ .shared_bytes = decode_shared_bytes };
+        s.launch("attention_decode", name, grid, 128, .{a}, extra);
+        return true;
+    };
+    return false;
+}
+
+const PrefillArgs = extern struct {
+    out: ?[*]u8,
+    seq_start: ?[*]u32,
+    past_len: ?[*]u32,
+    pages: ?[*]u32,
+    heads: i32,
+    kv_heads: i32,
+    out_stride: i32,
+    max_pages: i32,
+    page_rows: i32,
+    scale: f32,
+};
+
+fn prefill(t: *const Task, s: *Stream) void {
+    const heads = t.attrs[0];
+    const page_rows: u32 = @intCast(@divExact(k.pageStride(t, 1), fast_head_dim));
+    const page_data = t.attrs[1] * command.page_tokens;
+    const rows = (s.pages -| 1) * page_rows + page_data;
+    const a: PrefillArgs = .{
+        .out = k.at(t, 3),
+        .seq_start = t.step.seq_start,
+        .past_len = t.step.past_len,
+        .pages = t.step.pages,
+        .heads = k.attr(t, 0),
+        .kv_heads = k.attr(t, 1),
+        .out_stride = k.stride(t, 3),
+        .max_pages = @intCast(t.step.max_pages),
+        .page_rows = @intCast(page_rows),
+        .scale = t.attrF(3),
+    };
+    const args = .{
+        s.map(k.at(t, 0), k.rows(t, 0), heads * fast_head_dim, t.stride(0), .{ 64, 64 }),
+        s.map(k.at(t, 1), rows, fast_head_dim, fast_head_dim, .{ 64, 64 }),
+        s.map(k.at(t, 2), rows, fast_head_dim, fast_head_dim, .{ 64, 64 }),
+        a,
+    };
+    const grid = [3]u32{ heads, k.blocks(s.longest(), 128), t.step.n_seqs };
+    const extra: Extra = .{ .shared_bytes = prefill_shared_bytes };
+    s.launch("attention_sm90", "attention_sm90_bf16", grid, 384, args, extra);
+}
+
+const PlainArgs = extern struct {
+    q: ?[*]u8,
+    k_pages: ?[*]u8,
+    v_pages: ?[*]u8,
+    out: ?[*]u8,
+    seq_of_token: ?[*]u32,
+    seq_start: ?[*]u32,
+    past_len: ?[*]u32,
+    pages: ?[*]u32,
+    rows_ptr: ?[*]u8 = null,
+    page_stride: i64,
+    heads: i32,
+    kv_heads: i32,
+    head_dim: i32,
+    q_stride: i32,
+    out_stride: i32,
+    max_pages: i32,
+    scale: f32,
+};
+
+fn plain(t: *const Task, s: *Stream) void {
+    const a: PlainArgs = .{
+        .q = k.at(t, 0),
+        .k_pages = k.at(t, 1),
+        .v_pages = k.at(t, 2),
+        .out = k.at(t, 3),
+        .seq_of_token = t.step.seq_of_token,
+        .seq_start = t.step.seq_start,
+        .past_len = t.step.past_len,
+        .pages = t.step.pages,
+        .page_stride = k.pageStride(t, 1),
+        .heads = k.attr(t, 0),
+        .kv_heads = k.attr(t, 1),
+        .head_dim = k.attr(t, 2),
+        .q_stride = k.stride(t, 0),
+        .out_stride = k.stride(t, 3),
+        .max_pages = @intCast(t.step.max_pages),
+        .scale = t.attrF(3),
+    };
+    const grid = [3]u32{ k.rows(t, 0), t.attrs[0], 1 };
+    switch (k.dtype(t, 0)) {
+        inline .f32, .bf16 => |d| {
+            s.launch("reference", "attention_ref_" ++ @tagName(d), grid, 32, .{a}, .{});
+        },
+        else => unreachable,
+    }
+}
+
+const ProbsArgs = extern struct {
+    q: ?[*]u8,
+    k_pages: ?[*]u8,
+    out: ?[*]u8,
+    seq_of_token: ?[*]u32,
+    seq_start: ?[*]u32,
+    past_len: ?[*]u32,
+    pages: ?[*]u32,
+    page_stride: i64,
+    heads: i32,
+    kv_heads: i32,
+    head_dim: i32,
+    q_stride: i32,
+    out_stride: i32,
+    max_pages: i32,
+    max_keys: i32,
+    scale: f32,
+};
+
+fn probs(t: *const Task, s: *Stream) void {
+    const a: ProbsArgs = .{
+        .q = k.at(t, 0),
+        .k_pages = k.at(t, 1),
+        .out = k.at(t, 2),
+        .seq_of_token = t.step.seq_of_token,
+        .seq_start = t.step.seq_start,
+        .past_len = t.step.past_len,
+        .pages = t.step.pages,
+        .page_stride = k.pageStride(t, 1),
+        .heads = k.attr(t, 0),
+        .kv_heads = k.attr(t, 1),
+        .head_dim = k.attr(t, 2),
+        .q_stride = k.stride(t, 0),
+        .out_stride = k.stride(t, 2),
+        .max_pages = @intCast(t.step.max_pages),
+        .max_keys = k.attr(t, 4),
+        .scale = t.attrF(3),
+    };
+    const grid = [3]u32{ k.rows(t, 0), t.attrs[0], 1 };
+    switch (k.dtype(t, 0)) {
+        inline .f32, .bf16 => |d| {
+            s.launch("attention", "attention_probs_" ++ @tagName(d), grid, 128, .{a}, .{});
+        },
+        else => unreachable,
+    }
+}

@@ -1,0 +1,197 @@
+//! ssm_scan and ssm_update. bf16 with heads of 64 and states of 128: the chunked scan on Hopper
+//! (kernels/ssm_scan_sm90.cu) and the update (kernels/ssm_update.cu); else the recurrence, token by
+//! token. On a GPU `ssm_state` lies as (heads, P, N).
+
+const k = @import("kernel.zig");
+const driver = @import("driver.zig");
+const Extra = @import("stream.zig").Extra;
+const Task = k.Task;
+const Stream = k.Stream;
+
+pub const kernels = .{
+    .ssm_scan = k.Kernel{ .launch = scan },
+    .ssm_update = k.Kernel{ .launch = update },
+};
+
+const fast_head_dim = 64;
+const fast_state = 128;
+const scan_shared_bytes = 220416;
+
+fn isFast(t: *const Task) bool {
+    return k.dtype(t, 0) == .bf16 and t.attrs[1] == fast_head_dim and t.attrs[3] == fast_state and
+        k.aligned(t, &.{ 0, 2, 3, 8 });
+}
+
+const ScanArgs = extern struct {
+    dt: ?[*]u8,
+    a_log: ?[*]u8,
+    d: ?[*]u8,
+    dt_bias: ?[*]u8,
+    state: ?[*]u8,
+    seq_start: ?[*]u32,
+    past_len: ?[*]u32,
+    slots: ?[*]u32,
+    y: ?[*]u8,
+    slot_stride: i64,
+    dt_stride: i32,
+    y_stride: i32,
+    heads: i32,
+    groups: i32,
+    dt_min: f32,
+    dt_max: f32,
+};
+
+fn scan(t: *const Task, s: *Stream) void {
+    if (!isFast(t) or s.gpu.capability != 90) return recurrence(t, s);
+    const rows = k.rows(t, 0);
+    const heads = t.attrs[0];
+    const groups = t.attrs[2];
+    const a: ScanArgs = .{
+        .dt = k.at(t, 1),
+        .a_log = k.at(t, 4),
+        .d = k.at(t, 5),
+        .dt_bias = k.at(t, 6),
+        .state = k.at(t, 7),
+        .seq_start = t.step.seq_start,
+        .past_len = t.step.past_len,
+        .slots = t.step.slots,
+        .y = k.at(t, 8),
+        .slot_stride = k.slotStride(t),
+        .dt_stride = k.stride(t, 1),
+        .y_stride = k.stride(t, 8),
+        .heads = k.attr(t, 0),
+        .groups = k.attr(t, 2),
+        .dt_min = t.attrF(4),
+        .dt_max = t.attrF(5),
+    };
+    const args = .{
+        s.map(k.at(t, 0), rows, heads * fast_head_dim, t.stride(0), .{ 64, 64 }),
+        s.map(k.at(t, 2), rows, groups * fast_state, t.stride(2), .{ 64, 64 }),
+        s.map(k.at(t, 3), rows, groups * fast_state, t.stride(3), .{ 64, 64 }),
+        a,
+    };
+    const extra: Extra = .{ .shared_bytes = scan_shared_bytes, .cluster = 1 };
+    s.launch("ssm_scan_sm90", "ssd_sm90_c1_bf16", .{ heads, t.step.n_seqs, 1 }, 512, args, extra);
+}
+
+const UpdateArgs = extern struct {
+    x: ?[*]u8,
+    b: ?[*]u8,
+    c: ?[*]u8,
+    dt: ?[*]u8,
+    a_log: ?[*]u8,
+    d: ?[*]u8,
+    dt_bias: ?[*]u8,
+    state: ?[*]u8,
+    past_len: ?[*]u32,
+    slots: ?[*]u32,
+    y: ?[*]u8,
+    conv_state: ?[*]u8 = null,
+    conv_w: ?[*]u8 = null,
+    conv_b: ?[*]u8 = null,
+    slot_stride: i64,
+    conv_slot_stride: i64 = 0,
+    x_stride: i32,
+    b_stride: i32,
+    c_stride: i32,
+    dt_stride: i32,
+    y_stride: i32,
+    heads: i32,
+    groups: i32,
+    width: i32 = 0,
+    conv_dim: i32 = 0,
+    dt_min: f32,
+    dt_max: f32,
+};
+
+fn update(t: *const Task, s: *Stream) void {
+    if (!isFast(t)) return recurrence(t, s);
+    const a: UpdateArgs = .{
+        .x = k.at(t, 0),
+        .b = k.at(t, 2),
+        .c = k.at(t, 3),
+        .dt = k.at(t, 1),
+        .a_log = k.at(t, 4),
+        .d = k.at(t, 5),
+        .dt_bias = k.at(t, 6),
+        .state = k.at(t, 7),
+        .past_len = t.step.past_len,
+        .slots = t.step.slots,
+        .y = k.at(t, 8),
+        .slot_stride = k.slotStride(t),
+        .x_stride = k.stride(t, 0),
+        .b_stride = k.stride(t, 2),
+        .c_stride = k.stride(t, 3),
+        .dt_stride = k.stride(t, 1),
+        .y_stride = k.stride(t, 8),
+        .heads = k.attr(t, 0),
+        .groups = k.attr(t, 2),
+        .dt_min = t.attrF(4),
+        .dt_max = t.attrF(5),
+    };
+    const grid = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
+    s.launch("ssm_update", "ssm_update_bf16", grid, 256, .{a}, .{});
+}
+
+const RecurrenceArgs = extern struct {
+    x: ?[*]u8,
+    b: ?[*]u8,
+    c: ?[*]u8,
+    dt: ?[*]u8,
+    a_log: ?[*]u8,
+    d: ?[*]u8,
+    dt_bias: ?[*]u8,
+    state: ?[*]u8,
+    seq_start: ?[*]u32,
+    past_len: ?[*]u32,
+    slots: ?[*]u32,
+    y: ?[*]u8,
+    slot_stride: i64,
+    x_stride: i32,
+    b_stride: i32,
+    c_stride: i32,
+    dt_stride: i32,
+    y_stride: i32,
+    heads: i32,
+    groups: i32,
+    head_dim: i32,
+    state_dim: i32,
+    dt_min: f32,
+    dt_max: f32,
+};
+
+fn recurrence(t: *const Task, s: *Stream) void {
+    const a: RecurrenceArgs = .{
+        .x = k.at(t, 0),
+        .b = k.at(t, 2),
+        .c = k.at(t, 3),
+        .dt = k.at(t, 1),
+        .a_log = k.at(t, 4),
+        .d = k.at(t, 5),
+        .dt_bias = k.at(t, 6),
+        .state = k.at(t, 7),
+        .seq_start = t.step.seq_start,
+        .past_len = t.step.past_len,
+        .slots = t.step.slots,
+        .y = k.at(t, 8),
+        .slot_stride = k.slotStride(t),
+        .x_stride = k.stride(t, 0),
+        .b_stride = k.stride(t, 2),
+        .c_stride = k.stride(t, 3),
+        .dt_stride = k.stride(t, 1),
+        .y_stride = k.stride(t, 8),
+        .heads = k.attr(t, 0),
+        .groups = k.attr(t, 2),
+        .head_dim = k.attr(t, 1),
+        .state_dim = k.attr(t, 3),
+        .dt_min = t.attrF(4),
+        .dt_max = t.attrF(5),
+    };
+    const grid = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
+    switch (k.dtype(t, 0)) {
+        inline .f32, .bf16 => |d| {
+            s.launch("reference", "scan_ref_" ++ @tagName(d), grid, 256, .{a}, .{});
+        },
+        else => unreachable,
+    }
+}

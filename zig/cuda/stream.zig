@@ -1,0 +1,135 @@
+//! What a kernel's file needs to launch: a stream of one GPU that remembers the first failure, so
+//! that a chain of launches is checked once, at its end.
+
+const std = @import("std");
+const driver = @import("driver.zig");
+const gpu_file = @import("gpu.zig");
+const images = @import("images.zig");
+const Gpu = gpu_file.Gpu;
+const Step = @import("../cpu/kernel.zig").Step;
+
+/// What a launch may ask for beside its grid.
+pub const Extra = struct { shared_bytes: u32 = 0, cluster: u32 = 0 };
+
+pub const Stream = struct {
+    gpu: *Gpu,
+    /// The run's step in the host's memory: a task's step holds addresses of the GPU.
+    host: *const Step,
+    /// Pages in the run's key/value buffer.
+    pages: u64 = 0,
+    result: driver.Result = driver.ok,
+    /// The kernel that failed first.
+    failed: []const u8 = "",
+
+    /// Enqueues `name` of kernels/<stem>.cu. `args` is a tuple of the kernel's parameters.
+    pub fn launch(
+        s: *Stream,
+        comptime stem: []const u8,
+        comptime name: [:0]const u8,
+        grid: [3]u32,
+        threads: u32,
+        args: anytype,
+        extra: Extra,
+    ) void {
+        if (s.result != driver.ok or grid[0] == 0 or grid[1] == 0 or grid[2] == 0) return;
+        // A variable of each kernel: its function on each GPU, and the shared memory it may have.
+        const Found = struct {
+            const unique = stem ++ "." ++ name;
+            var functions: [gpu_file.max_gpus]driver.Handle = @splat(null);
+            var shared: [gpu_file.max_gpus]u32 = @splat(0);
+        };
+        _ = Found.unique;
+        const at = s.gpu.ordinal;
+        if (Found.functions[at] == null) {
+            const function, const result = s.gpu.function(comptime images.indexOf(stem), name);
+            if (result != driver.ok) return s.fail(result, name);
+            Found.functions[at] = function;
+        }
+        if (extra.shared_bytes > Found.shared[at]) {
+            const r = s.gpu.api.cuFuncSetAttribute(
+                Found.functions[at],
+                driver.function_shared_memory,
+                @intCast(extra.shared_bytes),
+            );
+            if (r != driver.ok) return s.fail(r, name);
+            Found.shared[at] = extra.shared_bytes;
+        }
+        const pointers = addresses(&args);
+        var attributes = [_]driver.Attribute{ .overlap, .cluster(extra.cluster) };
+        const config: driver.LaunchConfig = .{
+            .grid = grid,
+            .block = .{ threads, 1, 1 },
+            .shared_bytes = extra.shared_bytes,
+            .stream = s.gpu.stream,
+            .attributes = &attributes,
+            .n_attributes = if (extra.cluster > 0) 2 else 1,
+        };
+        const r = s.gpu.api.cuLaunchKernelEx(&config, Found.functions[at], &pointers, null);
+        if (r != driver.ok) s.fail(r, name);
+    }
+
+    /// Describes a bf16 matrix of `rows` x `cols`, `stride` elements from row to row, in boxes of
+    /// columns x rows with a swizzle of 128 bytes.
+    pub fn map(
+        s: *Stream,
+        to: ?[*]u8,
+        n_rows: u64,
+        n_cols: u64,
+        stride: u64,
+        box: [2]u32,
+    ) driver.TensorMap {
+        const bf16 = 9;
+        const swizzle_128 = 3;
+        const promote_256 = 3;
+        var m: driver.TensorMap = .{};
+        if (s.result != driver.ok) return m;
+        const r = s.gpu.api.cuTensorMapEncodeTiled(
+            &m,
+            bf16,
+            2,
+            @intFromPtr(to.?),
+            &[_]u64{ n_cols, n_rows },
+            &[_]u64{stride * 2},
+            &box,
+            &[_]u32{ 1, 1 },
+            0,
+            swizzle_128,
+            promote_256,
+            0,
+        );
+        if (r != driver.ok) s.fail(r, "to describe a matrix");
+        return m;
+    }
+
+    /// Tokens of the longest sequence of the run.
+    pub fn longest(s: *const Stream) u32 {
+        const step = s.host;
+        const start = step.seq_start orelse return step.n_tokens;
+        var most: u32 = 0;
+        for (0..step.n_seqs) |i| most = @max(most, start[i + 1] - start[i]);
+        return most;
+    }
+
+    /// Sets bytes to zero, in order with the launches.
+    pub fn clear(s: *Stream, to: [*]u8, bytes: u64) void {
+        if (s.result != driver.ok) return;
+        const r = s.gpu.api.cuMemsetD8Async(@intFromPtr(to), 0, bytes, s.gpu.stream);
+        if (r != driver.ok) s.fail(r, "clear");
+    }
+
+    fn fail(s: *Stream, result: driver.Result, name: []const u8) void {
+        s.result = result;
+        s.failed = name;
+    }
+};
+
+fn addresses(args: anytype) [args.len]?*const anyopaque {
+    var pointers: [args.len]?*const anyopaque = undefined;
+    inline for (0..args.len) |i| pointers[i] = &args[i];
+    return pointers;
+}
+
+/// n elements in blocks of `size`.
+pub fn blocks(n: usize, size: usize) u32 {
+    return @intCast((n + size - 1) / size);
+}

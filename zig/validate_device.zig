@@ -1,0 +1,85 @@
+//! What a GPU asks of a plan beyond `Op`'s shapes: its activations may be bf16, and its kernels
+//! have limits. The CPU's activations are all f32.
+
+const command = @import("command");
+const failure = @import("validate_failure.zig");
+const ops = @import("validate_ops.zig");
+const Checked = ops.Checked;
+const Rejected = failure.Rejected;
+const DType = command.DType;
+
+/// Channels of an attention head, and columns of an SSM state, that a block keeps in registers.
+const channels_max = 256;
+/// Ids whose sums one block of the sampler keeps.
+const vocab_max = 1 << 19;
+
+pub fn check(c: *const Checked) Rejected!void {
+    if (c.plan.device == .cpu) return;
+    switch (c.command.op) {
+        .embedding => {},
+        .linear => try linear(c),
+        .rotary_embedding => try expectAll(c, .f32),
+        .log_softmax, .logits_process, .logits_warp, .sample, .cross_entropy => {
+            try expectAll(c, .f32);
+            if (c.given[0].?.shape[1] > vocab_max) return c.fail(
+                .unsupported,
+                0,
+                "to have at most {d} columns on a GPU but found {d}",
+                .{ vocab_max, c.given[0].?.shape[1] },
+            );
+        },
+        .rope => {
+            try expect(c, 1, .f32);
+            try expect(c, 2, .f32);
+            try expect(c, 3, c.given[0].?.dtype);
+        },
+        .attention_probs => {
+            try atMost(c, 0, c.command.attrs[2]);
+            try expect(c, 1, c.given[0].?.dtype);
+            try expect(c, 2, .f32);
+        },
+        .attention => {
+            try atMost(c, 0, c.command.attrs[2]);
+            for (1..4) |i| try expect(c, i, c.given[0].?.dtype);
+        },
+        .kv_append => for (1..4) |i| try expect(c, i, c.given[0].?.dtype),
+        .ssm_scan, .ssm_update => {
+            try atMost(c, 2, c.command.attrs[3]);
+            try expectAll(c, c.given[0].?.dtype);
+        },
+        else => try expectAll(c, c.given[0].?.dtype),
+    }
+}
+
+fn linear(c: *const Checked) Rejected!void {
+    const x = c.given[0].?.dtype;
+    if (c.given[3]) |residual| {
+        try expect(c, 3, x);
+        try expect(c, 4, residual.dtype);
+    }
+    if (x == .bf16) return expect(c, 1, .bf16);
+    try expect(c, 4, .f32);
+}
+
+fn expect(c: *const Checked, i: usize, wanted: DType) Rejected!void {
+    const found = c.given[i].?.dtype;
+    if (found != wanted)
+        return c.fail(.type, i, "to have dtype {t} but found {t}", .{ wanted, found });
+}
+
+/// All activations of the command.
+fn expectAll(c: *const Checked, wanted: DType) Rejected!void {
+    for (c.slots, 0..) |slot, i| switch (slot.role) {
+        .in, .out => try expect(c, i, wanted),
+        else => {},
+    };
+}
+
+fn atMost(c: *const Checked, i: usize, found: u32) Rejected!void {
+    if (found > channels_max) return c.fail(
+        .unsupported,
+        i,
+        "to have at most {d} channels a head or group on a GPU but found {d}",
+        .{ channels_max, found },
+    );
+}

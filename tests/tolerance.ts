@@ -5,6 +5,9 @@ import process from "node:process";
 /** A GPU rounds activations to bf16 where weights are bf16. */
 const rounds = process.env.BAMBA_DEVICE?.startsWith("cuda") ?? false;
 
+/** What to load weights as where results must not be rounded on their way. */
+export const exact_dtype = rounds ? "float32" : "auto";
+
 /** Largest difference allowed, as a share of the truth's largest value. */
 export const tolerances = {
   /** f32 weights, or bf16 weights widened: only orders of summation differ. */

@@ -39,7 +39,8 @@ pub const Decode = struct {
     /// Runs the plan `n_steps` times, or until every sequence has ended.
     pub fn run(d: *Decode, c: *job.Context, f: *Failure) Rejected!void {
         const o = d.options;
-        var on_gpu: ?cuda.Session = if (c.device.gpu == null) null else try .begin(d.plan, d.data, f);
+        var on_gpu: ?cuda.Session = null;
+        if (c.device.gpu != null) on_gpu = try .begin(d.plan, d.data, f);
         defer if (on_gpu) |*session| session.end();
         const host = view(d.data, d.data.ptr);
         const binding: plan_file.Binding = .{

@@ -67,7 +67,14 @@ pub const Region = union(enum) {
         }
     }
     /// Moves bytes from one region to another of the same device; they may overlap in the host's.
-    pub fn copy(to: Region, at: u64, from: Region, from_at: u64, n: u64, f: *Failure) Rejected!void {
+    pub fn copy(
+        to: Region,
+        at: u64,
+        from: Region,
+        from_at: u64,
+        n: u64,
+        f: *Failure,
+    ) Rejected!void {
         if (to.owner() != from.owner()) return f.set(
             .invalid,
             "Expected two buffers of one device but found them on two",

@@ -279,8 +279,11 @@ fn ssm(c: *const Checked) Rejected!void {
     try expectHeads(c, 3, groups, state);
     try divides(c, "groups", groups, "heads", heads);
     for ([_]usize{ 4, 5, 6 }) |i| try expectLength(c, i, heads);
-    const on_cpu = c.plan.device == .cpu;
-    try expectShape(c, 7, if (on_cpu) &.{ heads, state, head_dim } else &.{ heads, head_dim, state });
+    const states: [3]u64 = switch (c.plan.device) {
+        .cpu => .{ heads, state, head_dim },
+        .cuda => .{ heads, head_dim, state },
+    };
+    try expectShape(c, 7, &states);
     const low = attrF(c, 4);
     const high = attrF(c, 5);
     if (!(low <= high)) return failAttr(

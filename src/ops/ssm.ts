@@ -29,8 +29,8 @@ export interface SsmOperands {
  * For each head: h = exp(dt A) h + dt x Bᵀ, y = h C + D x, along each sequence. Many tokens run as
  * chunks of matrix products; where every sequence has one token, as one update.
  *
- * @param ssm_state (heads, state_size, head_dim) in each sequence's slot, on a GPU (heads, head_dim,
- * state_size); read where a sequence has a past, always written
+ * @param ssm_state (heads, state_size, head_dim), on a GPU (heads, head_dim, state_size), in each
+ * sequence's slot; read where a sequence has a past, always written
  * @returns y (tokens, heads * head_dim)
  * @throws {RangeError} when shapes do not fit
  */
@@ -45,7 +45,8 @@ export function ssmScan(operands: SsmOperands, ssm_state: Tensor): Tensor {
   const [, ...found] = ssm_state.shape;
   if (!found.includes(head_dim) || !found.includes(state_size)) {
     throw new RangeError(
-      `Expected ssm_state of ${op} to have heads of ${head_dim} x ${state_size} but found [${found}]`,
+      `Expected ssm_state of ${op} to have heads of ${head_dim} x ${state_size} ` +
+        `but found [${found}]`,
     );
   }
   expectColumns(op, "C", C, groups * state_size);

@@ -2,13 +2,14 @@
 
 import { fileURLToPath } from "node:url";
 import { AutoModelForCausalLM, AutoTokenizer, type BambaForCausalLM } from "../../mod.ts";
+import { exact_dtype } from "../tolerance.ts";
 
 /** Folder of the default model. */
 export const folder = fileURLToPath(new URL("../../models/bamba-wordnet-8m", import.meta.url));
 
 /** Loads the default model. */
 export function loadModel(o: { threads?: number } = {}): Promise<BambaForCausalLM> {
-  return AutoModelForCausalLM.from_pretrained(folder, o);
+  return AutoModelForCausalLM.from_pretrained(folder, { dtype: exact_dtype, ...o });
 }
 
 /** Loads its tokenizer. */

@@ -3,7 +3,7 @@
 import { describe, it } from "node:test";
 import { assert, assertEquals } from "@std/assert";
 import { AutoModelForCausalLM, AutoTokenizer, type GenerateInputs } from "../../mod.ts";
-import { tolerances } from "../tolerance.ts";
+import { exact_dtype, tolerances } from "../tolerance.ts";
 import {
   assertClose,
   Goldens,
@@ -28,7 +28,7 @@ for (const name of [...tiny_models, ...(have_goldens ? ["wordnet-8m"] : [])]) {
   describe(`generate ${name}`, () => {
     for (const golden of goldens.json.generate.cases) {
       it(golden.name, async () => {
-        using model = await AutoModelForCausalLM.from_pretrained(folder);
+        using model = await AutoModelForCausalLM.from_pretrained(folder, { dtype: exact_dtype });
         const { kwargs, input_ids, attention_mask } = golden;
         const sequences = await model.generate({
           ...kwargs,
@@ -68,7 +68,7 @@ for (const name of [...tiny_models, ...(have_goldens ? ["wordnet-8m"] : [])]) {
         assertEquals(name, "wordnet-8m");
         return;
       }
-      using model = await AutoModelForCausalLM.from_pretrained(folder);
+      using model = await AutoModelForCausalLM.from_pretrained(folder, { dtype: exact_dtype });
       const { kwargs, input_ids } = golden;
       const options: GenerateInputs = { ...kwargs, input_ids };
       const dict = await model.generate({

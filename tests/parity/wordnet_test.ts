@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { describe, it } from "node:test";
 import { assert, assertEquals } from "@std/assert";
 import { AutoModelForCausalLM, AutoTokenizer, type CallInputs } from "../../mod.ts";
-import { tolerances } from "../tolerance.ts";
+import { exact_dtype, tolerances } from "../tolerance.ts";
 import { assertClose, Goldens, have_goldens, wordnet } from "./goldens.ts";
 
 if (have_goldens) {
@@ -78,7 +78,7 @@ if (have_goldens) {
     });
 
     it("reads a long document", async () => {
-      using model = await load();
+      using model = await load(exact_dtype);
       const logits = await logitsOf(model, { input_ids: [prompts.long] });
       const tokens = prompts.long.length;
       const rows = Array.from(
@@ -105,7 +105,7 @@ if (have_goldens) {
     });
 
     it("has the reference's loss on every held-out document", async () => {
-      using model = await load();
+      using model = await load(exact_dtype);
       const tokenizer = await AutoTokenizer.from_pretrained(wordnet);
       const file = JSON.parse(readFileSync(join(wordnet, "held_out.json"), "utf8"));
       const truth = goldens.tensor("held_out.nll");

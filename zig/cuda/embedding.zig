@@ -53,6 +53,6 @@ fn run(t: *const Task, s: *Stream, a: Args, table: usize) void {
             },
             else => unreachable,
         },
-        .i32 => unreachable,
+        else => unreachable,
     }
 }

@@ -29,8 +29,8 @@ pub fn pageStride(t: *const Task, i: usize) i64 {
 }
 pub fn elementBytes(of: command.DType) u64 {
     return switch (of) {
-        .f32, .i32 => 4,
         .bf16, .f16 => 2,
+        else => 4,
     };
 }
 pub fn rows(t: *const Task, i: usize) u32 {

@@ -100,6 +100,11 @@ const BatchArgs = extern struct {
 };
 const batch_shared_bytes = 99456;
 
+/// Rows beyond the widest kernel's run in further tiles.
+fn fits(rows: u32, tokens: u32) bool {
+    return rows <= tokens or tokens == 128;
+}
+
 fn batch(t: *const Task, s: *Stream) void {
     const rows = k.rows(t, 0);
     const n = t.cols(4);
@@ -116,11 +121,14 @@ fn batch(t: *const Task, s: *Stream) void {
     const extra: Extra = .{ .shared_bytes = batch_shared_bytes, .cluster = 4 };
     const weight = s.map(k.at(t, 1), n, t.cols(0), t.stride(1), .{ 64, 128 });
     switch (k.dtype(t, 4)) {
-        inline .f32, .bf16 => |d| inline for (.{ 16, 32, 64, 128 }) |tokens| if (rows <= tokens or tokens == 128) {
-            const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
-            const grid = [3]u32{ 4 * k.blocks(n, 128), k.blocks(rows, tokens), 1 };
-            const name = comptime k.name("linear_batch_{d}_{t}", .{ tokens, d });
-            return s.launch("linear_batch_sm90", name, grid, 288, .{ x, weight, weight, a }, extra);
+        inline .f32, .bf16 => |d| inline for (.{ 16, 32, 64, 128 }) |tokens| {
+            if (fits(rows, tokens)) {
+                const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
+                const grid = [3]u32{ 4 * k.blocks(n, 128), k.blocks(rows, tokens), 1 };
+                const name = comptime k.name("linear_batch_{d}_{t}", .{ tokens, d });
+                const args = .{ x, weight, weight, a };
+                return s.launch("linear_batch_sm90", name, grid, 288, args, extra);
+            }
         },
         else => unreachable,
     }
@@ -213,6 +221,6 @@ fn plain(t: *const Task, s: *Stream) void {
             const name = "linear_ref_f32_" ++ @tagName(w) ++ "_f32";
             s.launch(stem, name, grid, 256, .{a}, .{});
         },
-        .i32 => unreachable,
+        else => unreachable,
     }
 }

@@ -54,10 +54,11 @@ fn gated(t: *const Task, s: *Stream) void {
     }, &.{ 0, 1, 3 });
 }
 
-fn run(comptime gate: bool, t: *const Task, s: *Stream, a: Args, comptime used: []const usize) void {
+fn run(comptime gate: bool, t: *const Task, s: *Stream, a: Args, used: []const usize) void {
     const grid = [3]u32{ k.rows(t, 0), @intCast(a.groups), 1 };
     const part = @divExact(a.width, a.groups);
-    const fast = k.dtype(t, 0) == .bf16 and @rem(part, 8) == 0 and part <= 8 * 2048 and
+    const pieces_max = 8 * 2048;
+    const fast = k.dtype(t, 0) == .bf16 and @rem(part, 8) == 0 and part <= pieces_max and
         k.aligned(t, used);
     if (fast) {
         const op = if (gate) "rms_norm_gated" else "rms_norm";

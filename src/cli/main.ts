@@ -10,6 +10,8 @@ const subcommands = [
   "generate",
   "chat",
   "perplexity",
+  "quantize",
+  "inspect",
   "doctor",
   "bench",
   "test",
@@ -30,6 +32,10 @@ async function add(name: Subcommand, program: Command, signal: AbortSignal): Pro
       return (await import("./chat.ts")).addChat(program, signal);
     case "perplexity":
       return (await import("./perplexity.ts")).addPerplexity(program, signal);
+    case "quantize":
+      return (await import("./quantize.ts")).addQuantize(program, signal);
+    case "inspect":
+      return (await import("./inspect.ts")).addInspect(program);
     case "doctor":
       return (await import("./doctor.ts")).addDoctor(program);
     case "bench":

@@ -2,7 +2,18 @@ import { describe, it } from "node:test";
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { cli } from "./support.ts";
 
-const subcommands = ["generate", "chat", "perplexity", "doctor", "bench", "test", "build", "ok"];
+const subcommands = [
+  "generate",
+  "chat",
+  "perplexity",
+  "quantize",
+  "inspect",
+  "doctor",
+  "bench",
+  "test",
+  "build",
+  "ok",
+];
 
 describe("the command line's usage", () => {
   for (const name of subcommands) {
@@ -25,6 +36,10 @@ describe("the command line's usage", () => {
     ["no threads", ["generate", "--threads", "0", "x"], /at least 1.*'0'/],
     ["an option without its value", ["generate", "--model"], /model/],
     ["no prompt", ["generate"], /prompt/],
+    ["no file to write", ["quantize", "models/bamba-wordnet-8m"], /out/],
+    ["an unknown type", ["quantize", "--type", "q3", "a", "b.gguf"], /q4_k_m.*'q3'/],
+    ["a file of another kind", ["quantize", "a", "b.bin"], /\.gguf.*'b\.bin'/],
+    ["no file to show", ["inspect"], /file/],
     ["an unknown benchmark", ["bench", "decodr"], /'decodr'/],
     ["an unknown runner", ["test", "--only", "node"], /zig, bun, deno.*'node'/],
     ["too many arguments", ["doctor", "now"], /[Tt]oo many arguments/],

@@ -1,0 +1,91 @@
+/** `./dev quantize`: a model as a GGUF file, in any of its types. */
+import { type Command, InvalidArgumentError } from "commander";
+import { basename } from "node:path";
+import { statSync } from "node:fs";
+import process from "node:process";
+import { file_types } from "../gguf/mix.ts";
+import type { SaveProgress } from "../gguf/save.ts";
+import { UsageError } from "./errors.ts";
+import { addRuntime, wholeNumber } from "./options.ts";
+
+interface Flags {
+  type: string;
+  tokenizer?: string;
+  name?: string;
+  threads?: number;
+  force?: boolean;
+}
+
+/** Reads the name of a file's type in either case. */
+function typeName(text: string): string {
+  const found = text.toLowerCase();
+  if (Object.hasOwn(file_types, found)) return found;
+  throw new InvalidArgumentError(
+    `Expected one of ${Object.keys(file_types).join(", ")} but found '${text}'.`,
+  );
+}
+
+function showProgress({ saved, total, tensor, type }: SaveProgress): void {
+  const percent = Math.floor(100 * saved / total);
+  process.stderr.write(`\r\x1b[K${String(percent).padStart(3)} %  ${tensor} ${type}`);
+}
+
+async function quantize(
+  input: string,
+  output: string,
+  flags: Flags,
+  signal: AbortSignal,
+): Promise<void> {
+  if (!/\.gguf$/i.test(output)) {
+    throw new UsageError(`Expected OUT to end in .gguf but found '${output}'`);
+  }
+  if (!flags.force && statSync(output, { throwIfNoEntry: false })) {
+    throw new Error(`'${output}' is there already: --force writes over it`);
+  }
+  // only now: a wrong command line is answered without loading the library's code
+  const { AutoConfig, Device } = await import("../../mod.ts");
+  const { saveGguf } = await import("../gguf/save.ts");
+  const { openCheckpoint } = await import("../modeling/pretrained.ts");
+  const config = await AutoConfig.from_pretrained(input);
+  using device = await Device.open("cpu", { threads: flags.threads });
+  const show = process.stderr.isTTY;
+  const started = performance.now();
+  const source = {
+    checkpoint: openCheckpoint(input),
+    config,
+    device,
+    tokenizer: flags.tokenizer ?? input,
+    name: flags.name ?? basename(input).replace(/\.gguf$/i, ""),
+  };
+  await saveGguf(source, output, {
+    type: flags.type,
+    signal,
+    ...(show ? { progress_callback: showProgress } : {}),
+  });
+  if (show) process.stderr.write("\r\x1b[K");
+  const bytes = (path: string) => statSync(path).size;
+  const before = source.checkpoint.files.reduce((sum, { path }) => sum + bytes(path), 0);
+  const mib = (n: number) => (n / 2 ** 20).toFixed(1);
+  const seconds = (performance.now() - started) / 1e3;
+  console.log(
+    `${output}: ${flags.type}, ${mib(before)} MiB became ${mib(bytes(output))} MiB ` +
+      `in ${seconds.toFixed(1)} s`,
+  );
+}
+
+/** Adds `quantize` to the program. */
+export function addQuantize(program: Command, signal: AbortSignal): void {
+  const command = program.command("quantize")
+    .description("Write a model as a GGUF file, which llama.cpp reads, too")
+    .argument("<in>", "folder in Hugging Face layout, or a .gguf file")
+    .argument("<out>", "the .gguf file to write");
+  addRuntime(command)
+    .option("--type <name>", Object.keys(file_types).join(", "), typeName, "q4_k_m")
+    .option("--tokenizer <folder>", "folder or .gguf file with the tokenizer (default: <in>)")
+    .option("--name <text>", "the model's name (default: that of <in>)")
+    .option("--threads <n>", "threads (default: one a physical core)", wholeNumber(1))
+    .option("--force", "write over a file that is there")
+    .action((input: string, output: string, flags: Flags) =>
+      quantize(input, output, flags, signal)
+    );
+}

@@ -1,5 +1,6 @@
 /** BambaConfig out of a GGUF file's metadata, and back. */
 
+import { quote } from "./format.ts";
 import type { GgufHeader } from "./reader.ts";
 import { MetadataBuilder, Values } from "./values.ts";
 
@@ -46,7 +47,7 @@ export function checkArchitecture(values: Values): void {
   const found = values.text("general.architecture");
   if (found !== architecture) {
     throw new TypeError(
-      `Expected general.architecture to be "${architecture}" but found "${found}": ` +
+      `Expected general.architecture to be "${architecture}" but found ${quote(found)}: ` +
         "only Bamba models can be run",
     );
   }
@@ -72,7 +73,7 @@ function checkBamba(values: Values, head_dim: number): void {
   const scaling = values.textOr(key("rope.scaling.type"));
   if (scaling !== undefined && scaling !== "none" && scaling !== "linear") {
     throw new RangeError(
-      `Expected ${key("rope.scaling.type")} to be "none" but found "${scaling}": ` +
+      `Expected ${key("rope.scaling.type")} to be "none" but found ${quote(scaling)}: ` +
         "scaled rotary embeddings are not supported",
     );
   }

@@ -119,3 +119,9 @@ export function tensorBytes(type: string, shape: readonly number[]): number {
 export function align(offset: number, alignment: number): number {
   return Math.ceil(offset / alignment) * alignment;
 }
+
+/** A name or text for a sentence, cut where it is long. */
+export function quote(text: string): string {
+  const quoted = JSON.stringify(text.length > 100 ? text.slice(0, 100) : text);
+  return quoted.length > 90 ? `${quoted.slice(0, 89)}…"` : quoted;
+}

@@ -1,5 +1,6 @@
 /** How text is cut before merges, under GGUF's names and as tokenizer.json spells it. */
 
+import { quote } from "./format.ts";
 import { isJsonObject, type JsonObject, type JsonValue } from "../weights/json.ts";
 
 /** A named way of cutting text. */
@@ -50,7 +51,7 @@ export function preTokenizer(name: string): PreTokenizer {
   const found = known.find(({ names }) => names.includes(name));
   if (found) return found;
   const all = known.flatMap(({ names }) => names).join(", ");
-  throw new RangeError(`Expected tokenizer.ggml.pre to be one of ${all} but found "${name}"`);
+  throw new RangeError(`Expected tokenizer.ggml.pre to be one of ${all} but found ${quote(name)}`);
 }
 
 /** `pre_tokenizer` of tokenizer.json. */

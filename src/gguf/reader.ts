@@ -9,6 +9,7 @@ import {
   type GgufValue,
   type ItemTypeName,
   type Metadata,
+  quote,
   tensor_type_names,
   tensor_types,
   tensorBytes,
@@ -115,7 +116,7 @@ function readMetadata(cursor: Cursor, n: number): Metadata {
   const metadata = new Map<string, { type: ValueTypeName; value: GgufValue }>();
   for (let i = 0; i < n; i++) {
     const key = cursor.string("a metadata key", key_bytes_max);
-    const quoted = JSON.stringify(key);
+    const quoted = quote(key);
     if (metadata.has(key)) throw new RangeError(`the metadata has the key ${quoted} twice`);
     const type = readType(cursor, quoted);
     metadata.set(key, { type, value: readValue(cursor, type, quoted) });
@@ -158,7 +159,7 @@ function readAlignment(metadata: Metadata): number {
   if (!fits) {
     throw new RangeError(
       `expected general.alignment to be a power of two from 8 to ${alignment_max} ` +
-        `but found ${JSON.stringify(value)}`,
+        `but found ${quote(String(value))}`,
     );
   }
   return value;
@@ -177,7 +178,7 @@ function readTensors(cursor: Cursor, n: number): Listed[] {
   const names = new Set<string>();
   for (let i = 0; i < n; i++) {
     const name = cursor.string("a tensor's name", key_bytes_max);
-    const quoted = JSON.stringify(name);
+    const quoted = quote(name);
     if (names.has(name)) throw new RangeError(`there are two tensors of the name ${quoted}`);
     names.add(name);
     const rank = cursor.u32(`the rank of tensor ${quoted}`);
@@ -228,13 +229,13 @@ function placeTensors(
     const bytes = tensorBytes(type, shape);
     if (offset % alignment !== 0) {
       throw new RangeError(
-        `expected tensor ${JSON.stringify(name)} at a multiple of ${alignment} bytes ` +
+        `expected tensor ${quote(name)} at a multiple of ${alignment} bytes ` +
           `but found ${offset}`,
       );
     }
     if (dataOffset + offset + bytes > fileBytes) {
       throw new RangeError(
-        `tensor ${JSON.stringify(name)} ends at byte ${dataOffset + offset + bytes} ` +
+        `tensor ${quote(name)} ends at byte ${dataOffset + offset + bytes} ` +
           `but the file has ${fileBytes}: is it truncated?`,
       );
     }
@@ -245,7 +246,7 @@ function placeTensors(
     const [[before, { offset, bytes }], [name, next]] = [order[i - 1], order[i]];
     if (offset + bytes > next.offset) {
       throw new RangeError(
-        `tensors ${JSON.stringify(before)} and ${JSON.stringify(name)} overlap`,
+        `tensors ${quote(before)} and ${quote(name)} overlap`,
       );
     }
   }

@@ -5,6 +5,7 @@ import type { TokenizerFiles } from "../tokenizer/load.ts";
 import type { PostProcessorJson } from "../tokenizer/post_processor.ts";
 import type { AddedTokenEntry } from "../tokenizer/types.ts";
 import { readGgufParts } from "./checkpoint.ts";
+import { quote } from "./format.ts";
 import { preTokenizer, preTokenizerJson } from "./pre_tokenizers.ts";
 import { sentencePieceJson } from "./sentence_pieces.ts";
 import { Values } from "./values.ts";
@@ -64,7 +65,7 @@ function byteLevelJson(values: Values, found: GgufTokens): TokenizerJson {
     const [left, right, ...more] = merge.split(" ");
     if (left && right && more.length === 0) return [left, right];
     throw new RangeError(
-      `Expected tokenizer.ggml.merges to hold two tokens each but found ${JSON.stringify(merge)}`,
+      `Expected tokenizer.ggml.merges to hold two tokens each but found ${quote(merge)}`,
     );
   });
   const bytes = { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true };
@@ -138,7 +139,7 @@ function tokenizerFiles(path: string, values: Values): TokenizerFiles {
   const kind = values.text("tokenizer.ggml.model");
   if (kind !== "gpt2" && kind !== "llama") {
     throw new RangeError(
-      `Expected tokenizer.ggml.model to be "gpt2" or "llama" but found "${kind}"`,
+      `Expected tokenizer.ggml.model to be "gpt2" or "llama" but found ${quote(kind)}`,
     );
   }
   const found = readTokens(values);

@@ -47,8 +47,8 @@ const parts_max = 10_000;
  * @throws as `readGgufHeader`; {Error} when a part is missing
  */
 export function readGgufParts(path: string): GgufParts {
-  let header = readGgufHeader(path);
-  const count = new Values(header.metadata).numberOr("split.count") ?? 1;
+  const opened = readGgufHeader(path);
+  const count = new Values(opened.metadata).numberOr("split.count") ?? 1;
   if (!Number.isInteger(count) || count < 0 || count > parts_max) {
     throw new RangeError(
       `Cannot read "${path}" as GGUF: expected split.count to be at most ${parts_max} ` +
@@ -60,11 +60,12 @@ export function readGgufParts(path: string): GgufParts {
   if (missing) {
     throw new Error(`Expected all ${count} parts of "${path}" but "${missing}" is missing`);
   }
+  let header = opened;
   const tensors = new Map<string, GgufTensor>();
   const file_of = new Map<string, string>();
   const files: { path: string; bytes: number }[] = [];
   for (const [i, part] of paths.entries()) {
-    const found = part === path ? header : readGgufHeader(part);
+    const found = part === path ? opened : readGgufHeader(part);
     if (i === 0) header = found;
     files.push({ path: part, bytes: found.fileBytes });
     for (const [name, tensor] of found.tensors) {

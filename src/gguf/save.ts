@@ -31,8 +31,8 @@ export interface SaveProgress {
 export interface SaveSource {
   readonly checkpoint: Checkpoint;
   readonly config: ConfigToWrite;
-  /** Folder in HF's layout, or GGUF file, whose tokenizer goes into the file. */
-  readonly tokenizer: string;
+  /** Folder in HF's layout, or GGUF file, whose tokenizer goes into the file; null for none. */
+  readonly tokenizer: string | null;
   /** `general.name` */
   readonly name?: string;
   /** Its threads convert. */
@@ -82,8 +82,7 @@ export async function saveGguf(
     .add("general.file_type", "u32", file_types[type].id)
     .add("general.quantization_version", "u32", 2);
   addConfig(builder, config);
-  if (isGguf(source.tokenizer)) copyTokenizer(builder, source.tokenizer);
-  else await addTokenizer(builder, source.tokenizer, config.vocab_size);
+  await bringTokenizer(builder, source.tokenizer, config.vocab_size);
 
   const total = planned.reduce(
     (sum, { name, shape }) => sum + tensorBytes(types.get(name)!, shape),
@@ -209,9 +208,17 @@ async function* pieces(
   }
 }
 
-/** Takes the tokenizer of another GGUF file as it is. */
-function copyTokenizer(builder: MetadataBuilder, path: string): void {
-  for (const [key, entry] of readGgufParts(path).header.metadata) {
-    if (key.startsWith("tokenizer.")) builder.metadata.set(key, entry);
+/** Takes the tokenizer of a folder, or that of another GGUF file as it is. */
+async function bringTokenizer(
+  builder: MetadataBuilder,
+  from: string | null,
+  vocab_size: number,
+): Promise<void> {
+  if (from === null) builder.add("tokenizer.ggml.model", "string", "none");
+  else if (!isGguf(from)) await addTokenizer(builder, from, vocab_size);
+  else {
+    for (const [key, entry] of readGgufParts(from).header.metadata) {
+      if (key.startsWith("tokenizer.")) builder.metadata.set(key, entry);
+    }
   }
 }

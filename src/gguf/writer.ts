@@ -47,7 +47,8 @@ class Packer {
   string(text: string): void {
     const utf8 = new TextEncoder().encode(text);
     this.number("u64", utf8.length);
-    this.bytes.set(utf8, this.room(utf8.length));
+    const at = this.room(utf8.length); // which may replace the bytes
+    this.bytes.set(utf8, at);
   }
 
   item(type: ItemTypeName, value: number | boolean | string): void {

@@ -39,8 +39,8 @@ export interface PretrainedOptions {
 
 /** Options of `save_gguf`. */
 export interface SaveGgufOptions extends SaveOptions {
-  /** Folder or GGUF file whose tokenizer is written; by default the model's own. */
-  readonly tokenizer?: string;
+  /** Folder or GGUF file whose tokenizer is written, by default the model's own; null for none. */
+  readonly tokenizer?: string | null;
 }
 
 /** Opens a folder in HF's layout or a GGUF file. */

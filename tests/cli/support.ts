@@ -18,6 +18,8 @@ export interface CliOptions {
   stdin?: string;
   cwd?: string;
   env?: Record<string, string>;
+  /** A folder that may be written to. */
+  writes?: string;
   /** Sends SIGINT once stdout has shown this many characters. */
   interruptAfter?: number;
 }
@@ -33,6 +35,7 @@ export function cli(args: string[], options: CliOptions = {}): Promise<Outcome> 
     "--allow-read",
     `--allow-ffi=${library}`,
     "--allow-env=BAMBA_*,NO_COLOR,FORCE_COLOR,CLICOLOR_FORCE",
+    ...(options.writes ? [`--allow-write=${options.writes}`] : []),
   ];
   const command = [...runtime, `${root}src/cli/main.ts`, ...args];
   return new Promise((resolve, reject) => {

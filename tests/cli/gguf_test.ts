@@ -1,0 +1,69 @@
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { readdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, it } from "node:test";
+import { tiny_path } from "../gguf/support.ts";
+import { model_folder, withFolder } from "../weights/support.ts";
+import { cli } from "./support.ts";
+
+describe("inspect", () => {
+  it("shows files, metadata, tensors, types and bits of a GGUF file", async () => {
+    const { code, stdout, stderr } = await cli(["inspect", tiny_path]);
+    assertEquals([code, stderr], [0, ""]);
+    assertStringIncludes(stdout, `${tiny_path}: GGUF version 3`);
+    assertMatch(stdout, /general\.architecture = "granitehybrid"/);
+    assertMatch(stdout, /tokenizer\.ggml\.tokens = \["<unk>",.*… \(273\)\]/);
+    assertMatch(stdout, /24 tensors\n +token_embd\.weight +Q8_0 +\[273, 32\] +0\.01 MiB/);
+    assertMatch(stdout, /Q8_0 +6 tensors, 18336 weights of 8\.5 bits/);
+    assertMatch(stdout, /25076 weights, 14\.816 bits a weight\n$/);
+  });
+
+  it("shows a folder, and as JSON all of it", async () => {
+    const { code, stdout } = await cli(["inspect", model_folder, "--json"]);
+    assertEquals(code, 0);
+    const found = JSON.parse(stdout);
+    assertEquals([found.format, found.weights, found.bits_per_weight], [
+      "safetensors",
+      8168848,
+      16,
+    ]);
+    assertEquals([found.tensors.length, found.types.BF16.tensors], [89, 89]);
+    const short = await cli(["inspect", model_folder, "--tensors", "2"]);
+    assertMatch(short.stdout, / {2}and 87 more\n/);
+  });
+
+  it("tells in a sentence what is wrong with a file", () =>
+    withFolder(async (folder) => {
+      const path = join(folder, "x.gguf");
+      writeFileSync(path, "GGUF\x03");
+      const { code, stdout, stderr } = await cli(["inspect", path]);
+      assertEquals([code, stdout], [1, ""]);
+      assertMatch(stderr, /^bamba: Cannot read ".*x\.gguf" as GGUF: .*truncated\?\n$/);
+    }));
+});
+
+describe("quantize", () => {
+  it("writes a file that generate runs, and never over another", () =>
+    withFolder(async (folder) => {
+      const path = join(folder, "m.gguf");
+      const first = await cli(["quantize", model_folder, path, "--type", "BF16"], {
+        writes: folder,
+      });
+      assertEquals([first.code, first.stderr], [0, ""]);
+      assertMatch(first.stdout, /m\.gguf: bf16, 15\.6 MiB became 15\.8 MiB in \d+\.\d s\n$/);
+      const again = await cli(["quantize", model_folder, path], { writes: folder });
+      assertEquals(again.code, 1);
+      assertMatch(
+        again.stderr,
+        /^bamba: '.*m\.gguf' is there already: --force writes over it\.\n$/,
+      );
+      const args = ["--max-new-tokens", "8", "a small dog is"];
+      const [own, back] = [
+        await cli(["generate", ...args]),
+        await cli(["generate", "--model", path, ...args]),
+      ];
+      assertEquals([back.code, back.stdout], [0, own.stdout], back.stderr);
+      assert(own.stdout.length > 8);
+      assertEquals(readdirSync(folder), ["m.gguf"]);
+    }));
+});

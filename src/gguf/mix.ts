@@ -1,7 +1,7 @@
 /**
  * Which type each tensor gets: the choices of llama.cpp for a whole file's type, and more bits for
- * the projections around the state space, which suffer most. Of wordnet-8m's loss over bf16's, 0.072
- * with llama.cpp's choices for q4_k_m, a third came from ssm_out and a third from ssm_in.
+ * the projections around the state space, which suffer most. Of wordnet-8m's loss over bf16's,
+ * 0.072 with llama.cpp's choices for q4_k_m, a third came from ssm_out and a third from ssm_in.
  */
 
 import { tensor_types } from "./format.ts";

@@ -91,7 +91,8 @@ pub const Layout = enum(u32) {
     row_major = 0,
     /// A weight (N, K) in panels of 16 output features, padded with zeros to whole panels:
     /// f32 and f16 as [N/16][K][16]; bf16 as [N/16][K/2][16][2] (K padded to even), so that one u32
-    /// holds the two bf16 of neighbouring k: the even one in the low half.
+    /// holds the two bf16 of neighbouring k: the even one in the low half. Blocks of 16 rows lie
+    /// interleaved: see `cpu/block_panel.zig`.
     panel = 1,
 };
 

@@ -137,11 +137,11 @@ fn most(found: u64, limit: u64, what: []const u8, f: *Failure) Rejected!void {
 /// Bytes from an operand's first element to its last one's end. No overflow: every factor fits 32
 /// bits, so products of three fit 128.
 pub fn extent(o: Operand) u128 {
-    const size: u128 = switch (o.dtype) {
-        .f32, .i32 => 4,
-        .bf16, .f16 => 2,
-        .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => unreachable, // not let in by `checkOperand`
-    };
+    if (block.is(o.dtype)) {
+        const rows: u128 = std.mem.alignForward(u64, o.shape[0], rowsTogether(o));
+        return rows * block.rowBytes(o.dtype, o.shape[1]);
+    }
+    const size: u128 = if (o.dtype == .bf16 or o.dtype == .f16) 2 else 4;
     if (o.layout == .panel) {
         const panels: u128 = (@as(u128, o.shape[0]) + command.panel - 1) / command.panel;
         const k: u128 = o.shape[1];
@@ -151,9 +151,33 @@ pub fn extent(o: Operand) u128 {
     return ((@as(u128, o.shape[0]) - 1) * o.row_stride + inner(o)) * size;
 }
 
+fn rowsTogether(o: Operand) u64 {
+    return if (o.layout == .panel) command.panel else 1;
+}
+
 /// Elements of one row.
 fn inner(o: Operand) u128 {
     return @as(u128, o.shape[1]) * o.shape[2] * o.shape[3];
+}
+
+/// Blocks hold whole rows of matrices and nothing else.
+fn checkBlocks(o: Operand, i: usize, f: *Failure) Rejected!void {
+    if (o.space != .weight or o.rank != 2 or o.rows != .fixed) return f.set(
+        .type,
+        "Expected {t} of operand {d} to be a weight of rank 2 but found rank {d} in space {t}",
+        .{ o.dtype, i, o.rank, o.space },
+    );
+    const columns = block.columns(o.dtype);
+    if (o.shape[1] % columns != 0) return f.set(
+        .range,
+        "Expected columns of operand {d} to be a multiple of {d} as {t} needs but found {d}",
+        .{ i, columns, o.dtype, o.shape[1] },
+    );
+    if (o.row_stride != o.shape[1]) return f.set(
+        .range,
+        "Expected rows of operand {d} to be {d} elements apart but found {d}",
+        .{ i, o.shape[1], o.row_stride },
+    );
 }
 
 fn checkOperand(
@@ -164,11 +188,7 @@ fn checkOperand(
     f: *Failure,
 ) Rejected!void {
     try checkShape(h, o, i, f);
-    if (block.is(o.dtype)) return f.set(
-        .unsupported,
-        "Expected no weights in blocks, which no kernel takes, but found {t} in operand {d}",
-        .{ o.dtype, i },
-    );
+    if (block.is(o.dtype)) try checkBlocks(o, i, f);
     const is_float = o.dtype != .i32;
     if (is_float != (o.space != .step)) return f.set(
         .type,

@@ -102,6 +102,13 @@ pub const Case = struct {
         const p: ?[*]u8 = if (data) |d| @ptrCast(d.ptr) else null;
         c.add(operand(.weight, .f32, .fixed, shape, @intCast(cols)), p);
     }
+    /// A weight (rows, cols) in panels.
+    pub fn panels(c: *Case, data: [*]u8, dtype: DType, rows: usize, cols: usize) void {
+        const shape = .{ @as(u32, @intCast(rows)), @as(u32, @intCast(cols)), 1, 1 };
+        var o = operand(.weight, dtype, .fixed, shape, @intCast(cols));
+        o.layout = .panel;
+        c.add(o, data);
+    }
     /// A state whose slots lie `floats` apart.
     pub fn state(c: *Case, data: [*]f32, floats: usize) void {
         c.task.slot_bytes = floats * @sizeOf(f32);

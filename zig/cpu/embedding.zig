@@ -6,6 +6,8 @@ const std = @import("std");
 const command = @import("command");
 const kernel = @import("kernel.zig");
 const simd = @import("simd.zig");
+const block = @import("block.zig");
+const block_panel = @import("block_panel.zig");
 const panel = @import("panel.zig");
 const Task = kernel.Task;
 const DType = command.DType;
@@ -42,7 +44,13 @@ fn run(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callcon
             } else {
                 fromRow(dtype, t.data[WEIGHT].?, id * weight.row_stride, H, out);
             },
-            else => unreachable,
+            .i32 => unreachable,
+            else => |dtype| if (weight.layout == .panel) {
+                block_panel.row(dtype, t.data[WEIGHT].?, id, H, out);
+            } else {
+                const row = t.data[WEIGHT].? + id * block.rowBytes(dtype, H);
+                block.dequantizeRow(dtype, row, H, out);
+            },
         }
     }
 }
@@ -110,6 +118,27 @@ fn check(
         const row: usize = @intCast(id);
         try testing.expectEqualSlices(f32, want[row * H ..][0..H], got[0..H]);
         try testing.expectEqual(@as(f32, -7), got[H]);
+    }
+}
+
+test "rows of blocks, at any alignment and out of panels" {
+    const gpa = testing.allocator;
+    var seed = std.Random.DefaultPrng.init(4);
+    inline for ([_]DType{ .q8_0, .q4_0, .q4_k, .q5_k, .q6_k }) |dtype| {
+        const V = 37;
+        const H = 2 * comptime block.columns(dtype);
+        const table = try gpa.alloc(u8, V * block.rowBytes(dtype, H) + 1);
+        defer gpa.free(table);
+        // Bytes below 0x70 make no f16 that is infinite.
+        for (table) |*byte| byte.* = seed.random().uintLessThan(u8, 0x70);
+        const want = try gpa.alloc(f32, V * H);
+        defer gpa.free(want);
+        block.dequantizeRow(dtype, table.ptr + 1, V * H, want.ptr);
+        try check(dtype, .row_major, V, H, table.ptr + 1, want);
+        const panels = try gpa.alloc(u8, panel.bytes(dtype, V, H));
+        defer gpa.free(panels);
+        panel.pack(panels.ptr, dtype, table.ptr + 1, dtype, V, H, 0, panel.count(V));
+        try check(dtype, .panel, V, H, panels.ptr, want);
     }
 }
 

@@ -1,4 +1,5 @@
-//! linear: out = x · weightᵀ (+ bias) (+ residual), weights in panels of bf16, f16 or f32.
+//! linear: out = x · weightᵀ (+ bias) (+ residual), weights in panels of bf16, f16 or f32; what
+//! lies in blocks has its own file, `linear_blocks`.
 //!
 //! Every output is sum = fma(x[k], w[k], sum) for k = 0, 1, .. in f32, and then (sum + bias) +
 //! residual, with one row as with 512: the bits depend on nothing but the row. `linearRef` says the
@@ -12,6 +13,9 @@ const simd = @import("simd.zig");
 const panel = @import("panel.zig");
 const gemm = @import("linear_gemm.zig");
 const gemv = @import("linear_gemv.zig");
+const block = @import("block.zig");
+const blocks = @import("linear_blocks.zig");
+const finish = @import("linear_finish.zig").finish;
 const Task = kernel.Task;
 const DType = command.DType;
 const width = command.panel;
@@ -84,7 +88,12 @@ const Shape = struct {
     }
 };
 
+fn inBlocks(t: *const Task) bool {
+    return block.is(t.operands[WEIGHT].dtype);
+}
+
 fn units(t: *const Task, phase: u32) callconv(.c) u32 {
+    if (inBlocks(t)) return blocks.units(t, phase);
     const s = Shape.of(t);
     if (s.M == 0 or s.N == 0) return 0;
     if (s.few()) return if (phase == 0) 0 else @intCast(s.distance);
@@ -92,6 +101,7 @@ fn units(t: *const Task, phase: u32) callconv(.c) u32 {
 }
 
 fn run(t: *const Task, phase: u32, begin: u32, end: u32, memory: [*]u8) callconv(.c) void {
+    if (inBlocks(t)) return blocks.run(t, phase, begin, end, memory);
     const s = Shape.of(t);
     const sums: [*]f32 = @ptrCast(@alignCast(memory));
     for (begin..end) |unit| {
@@ -118,7 +128,7 @@ fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
     const x = t.f32s(X);
     gemv.run(s.dtype, s.K, s.M, first, s.distance * one, n, x, t.stride(X), sums, wide);
     for (0..n) |p| for (0..s.M) |i|
-        finish(t, s, i, 1, unit + p * s.distance, sums + gemv.place(s.M, n, i, p), 0);
+        finish(t, i, 1, unit + p * s.distance, sums + gemv.place(s.M, n, i, p), 0);
 }
 
 fn multiply(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
@@ -137,40 +147,10 @@ fn multiply(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
         for (t0..t1) |i| {
             const h = s.cut.height(i);
             for (0..across) |j|
-                finish(t, s, s.cut.at(i), h, p + j, c + j * width, across * width);
+                finish(t, s.cut.at(i), h, p + j, c + j * width, across * width);
             c += h * across * width;
         }
     }
-}
-
-/// Adds bias and residual to the sums of one panel (row i at c + i * c_row) and writes them out.
-fn finish(
-    t: *const Task,
-    s: Shape,
-    row: usize,
-    rows: usize,
-    p: usize,
-    c: [*]const f32,
-    c_row: usize,
-) void {
-    const first = p * width;
-    const n: usize = @min(width, s.N - first);
-    const has_bias = t.has(BIAS);
-    const has_residual = t.has(RESIDUAL);
-    for (0..rows) |i| {
-        const out = t.row(OUT, row + i) + first;
-        var j: usize = 0;
-        while (j < n) : (j += simd.L) {
-            const left = n - j;
-            var v = simd.ldF(c + i * c_row + j);
-            if (has_bias) v += part(t.f32s(BIAS) + first + j, left);
-            if (has_residual) v += part(t.row(RESIDUAL, row + i) + first + j, left);
-            if (left >= simd.L) simd.st(out + j, v) else simd.stTail(out + j, v, left);
-        }
-    }
-}
-inline fn part(p: [*]const f32, left: usize) simd.F {
-    return if (left >= simd.L) simd.ldF(p) else simd.ldTail(p, left);
 }
 
 /// Packed activations of the most rows that the plan allows.
@@ -180,16 +160,22 @@ fn workspace(t: *const Task) callconv(.c) usize {
         .fixed => operand.shape[0],
         else => t.capacity[@intFromEnum(operand.rows)],
     };
+    if (inBlocks(t)) return blocks.workspace(rows, t.operands[WEIGHT].shape[1]);
     if (rows <= gemv.max_rows) return 0;
     return rows * t.operands[WEIGHT].shape[1] * 4;
 }
 
 fn scratch(t: *const Task) callconv(.c) usize {
-    _ = t;
+    if (inBlocks(t)) return blocks.scratch;
     const few: usize = gemv.streams * gemv.max_rows * width + gemv.wide_floats;
     const many: usize = group_panels * width * block_tiles * gemm.MR + gemm.wide_floats;
     const floats: usize = @max(few, many);
     return floats * 4;
+}
+
+test {
+    _ = blocks;
+    _ = @import("linear_blocks_test.zig");
 }
 
 // ---- the scalar twin and tests -------------------------------------------------------------

@@ -75,6 +75,9 @@ comptime {
 test {
     _ = families;
     std.testing.refAllDecls(convert_file);
+    _ = @import("block.zig");
+    _ = @import("block_panel.zig");
+    _ = @import("int8.zig");
     std.testing.refAllDecls(panel);
     std.testing.refAllDecls(simd);
 }

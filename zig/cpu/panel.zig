@@ -6,6 +6,8 @@
 const std = @import("std");
 const command = @import("command");
 const simd = @import("simd.zig");
+const block = @import("block.zig");
+const block_panel = @import("block_panel.zig");
 const DType = command.DType;
 const U = simd.U;
 const F = simd.F;
@@ -22,14 +24,14 @@ pub fn panelBytes(dtype: DType, cols: usize) usize {
         .f32, .i32 => cols * width * 4,
         .f16 => cols * width * 2,
         .bf16 => (cols + 1) / 2 * width * 4,
-        .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => unreachable,
+        .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => block.rowBytes(dtype, cols) * width,
     };
 }
 /// Bytes of a whole (rows, cols) matrix in panels.
 pub fn bytes(dtype: DType, rows: usize, cols: usize) usize {
     return count(rows) * panelBytes(dtype, cols);
 }
-/// Element (row, col) as f32.
+/// Element (row, col) of a type without blocks as f32.
 pub fn get(dtype: DType, p: [*]const u8, cols: usize, row: usize, col: usize) f32 {
     const at = p + row / width * panelBytes(dtype, cols);
     const lane = row % width;
@@ -42,7 +44,8 @@ pub fn get(dtype: DType, p: [*]const u8, cols: usize, row: usize, col: usize) f3
 }
 
 /// Writes panels [panel_begin, panel_end) of `dst` (the matrix's first panel) from the row-major
-/// matrix `src` (rows, cols) without gaps, converting as asked. Neither needs an alignment.
+/// matrix `src` (rows, cols) without gaps, converting as asked. Neither needs an alignment. Blocks
+/// stay the blocks they are.
 pub fn pack(
     dst: [*]u8,
     dst_dtype: DType,
@@ -53,14 +56,23 @@ pub fn pack(
     panel_begin: usize,
     panel_end: usize,
 ) void {
+    if (block.is(dst_dtype)) {
+        std.debug.assert(src_dtype == dst_dtype);
+        for (panel_begin..@min(panel_end, count(rows))) |p| {
+            const at = src + p * width * block.rowBytes(dst_dtype, cols);
+            const some = @min(width, rows - p * width);
+            block_panel.pack(dst_dtype, dst + p * panelBytes(dst_dtype, cols), at, some, cols);
+        }
+        return;
+    }
     switch (src_dtype) {
         inline .f32, .bf16, .f16 => |from| switch (dst_dtype) {
             inline .f32, .bf16, .f16 => |to| {
                 const one = panelBytes(to, cols);
                 for (panel_begin..@min(panel_end, count(rows))) |p| {
                     const first = p * width;
-                    const block = src + first * cols * simd.size(from);
-                    packOne(to, from, dst + p * one, block, @min(width, rows - first), cols);
+                    const from_row = src + first * cols * simd.size(from);
+                    packOne(to, from, dst + p * one, from_row, @min(width, rows - first), cols);
                 }
             },
             else => unreachable,

@@ -1,0 +1,83 @@
+//! Activations as int8 for the products with weights in blocks: every 32 columns of a row are
+//! rounded to int8 with a scale of their own. Rows lie in tiles whose rows are side by side, as the
+//! register tiles read them: numbers as [K/4][height] words of 4 bytes, or, for products of shorts,
+//! as [K/32][16][height] pairs of i16; scales and totals as [K/32][height], starts as
+//! [K/32][2][height].
+
+const std = @import("std");
+const int8 = @import("int8.zig");
+const simd = @import("simd.zig");
+
+/// How the numbers lie.
+pub const Kind = enum { bytes, shorts };
+
+/// A tile of rows.
+pub const Rows = struct {
+    q: [*]u32,
+    scales: [*]f32,
+    /// scale * (sum of the 32 numbers)
+    totals: [*]f32,
+    /// For the first and for the last 16 numbers: -32 times the sums of those that meet in the
+    /// lower and in the upper short of a lane, a pair of i16.
+    starts: [*]u32,
+
+    /// Bytes that `rows` rows of K columns need.
+    pub fn space(rows: usize, K: usize) usize {
+        return rows * (K * 2 + K / int8.columns * 16);
+    }
+    /// Rows [first, ..) of M rows of K columns in `memory`; `first` starts a tile.
+    pub fn at(memory: [*]u8, M: usize, K: usize, first: usize) Rows {
+        const runs = K / int8.columns;
+        const numbers: [*]u32 = @ptrCast(@alignCast(memory));
+        const scales = numbers + M * K / 2;
+        return .{
+            .q = numbers + first * K / 2,
+            .scales = @ptrCast(scales + first * runs),
+            .totals = @ptrCast(scales + (M + first) * runs),
+            .starts = scales + (2 * M + 2 * first) * runs,
+        };
+    }
+    /// The tile's columns from run number n on.
+    pub fn from(r: Rows, kind: Kind, h: usize, n: usize) Rows {
+        const words: usize = if (kind == .bytes) 8 else 16;
+        return .{
+            .q = r.q + n * words * h,
+            .scales = r.scales + n * h,
+            .totals = r.totals + n * h,
+            .starts = r.starts + 2 * n * h,
+        };
+    }
+
+    /// Columns 4 g to 4 g + 3 of a run of row i, in every lane.
+    pub inline fn bytes(r: Rows, comptime h: usize, n: usize, g: usize, i: usize) int8.Signed {
+        return int8.splatBytes(r.q[(n * 8 + g) * h + i]);
+    }
+    pub inline fn scale(r: Rows, comptime h: usize, n: usize, i: usize) f32 {
+        return r.scales[n * h + i];
+    }
+    pub inline fn total(r: Rows, comptime h: usize, n: usize, i: usize) f32 {
+        return r.totals[n * h + i];
+    }
+    pub inline fn start(r: Rows, comptime h: usize, n: usize, half: usize, i: usize) int8.Shorts {
+        return int8.splatShorts(r.starts[(2 * n + half) * h + i]);
+    }
+
+    /// Fills row i of a tile of h rows.
+    pub fn fill(r: Rows, kind: Kind, h: usize, i: usize, K: usize, x: [*]const f32) void {
+        for (0..K / int8.columns) |n| {
+            const b = int8.quantize(x + n * int8.columns);
+            r.scales[n * h + i] = b.scale;
+            r.totals[n * h + i] = b.total;
+            for (0..2) |half| r.starts[(2 * n + half) * h + i] = @bitCast(b.starts[half]);
+            const words: [8]u32 = @bitCast(b.q);
+            if (kind == .bytes) {
+                for (words, 0..) |word, g| r.q[(n * 8 + g) * h + i] = word;
+            } else for (words, 0..) |word, g| {
+                // Columns (0, 2) and (1, 3) of the four, as `blocks_gemm` unpacks weights.
+                const four: @Vector(4, i16) = @as(@Vector(4, i8), @bitCast(word));
+                r.q[(n * 16 + 2 * g) * h + i] = @bitCast([2]i16{ four[0], four[2] });
+                r.q[(n * 16 + 2 * g + 1) * h + i] = @bitCast([2]i16{ four[1], four[3] });
+            }
+        }
+    }
+};

@@ -1,0 +1,220 @@
+//! Vectors of small integers: exact products of int8 and int16, summed in pairs. Each function has
+//! the instruction of the CPU level where there is one, and otherwise the same integers from plain
+//! vectors; integer sums have no rounding, so all levels agree to the bit.
+
+const std = @import("std");
+const builtin = @import("builtin");
+const simd = @import("simd.zig");
+const L = simd.L;
+const I = simd.I;
+const U = simd.U;
+
+/// 4 bytes a lane.
+pub const Bytes = @Vector(4 * L, u8);
+pub const Signed = @Vector(4 * L, i8);
+/// 2 shorts a lane.
+pub const Shorts = @Vector(2 * L, i16);
+
+const x86 = builtin.cpu.arch == .x86_64;
+const has_avx512bw = x86 and builtin.cpu.has(.x86, .avx512bw);
+const has_avx2 = x86 and builtin.cpu.has(.x86, .avx2);
+
+extern fn @"llvm.x86.avx2.pmadd.wd"(@Vector(16, i16), @Vector(16, i16)) @Vector(8, i32);
+extern fn @"llvm.x86.avx2.pmadd.ub.sw"(@Vector(32, u8), @Vector(32, i8)) @Vector(16, i16);
+extern fn @"llvm.x86.avx2.psign.b"(@Vector(32, i8), @Vector(32, i8)) @Vector(32, i8);
+extern fn @"llvm.x86.avx512.pmaddw.d.512"(@Vector(32, i16), @Vector(32, i16)) @Vector(16, i32);
+extern fn @"llvm.x86.avx512.pmaddubs.w.512"(@Vector(64, u8), @Vector(64, i8)) @Vector(32, i16);
+
+fn every(comptime n: usize, comptime first: i32) [n]i32 {
+    var at: [n]i32 = undefined;
+    for (&at, 0..) |*lane, i| lane.* = @as(i32, @intCast(2 * i)) + first;
+    return at;
+}
+
+/// a[2i] * b[2i] + a[2i + 1] * b[2i + 1], exact.
+pub inline fn addPairs16(a: Shorts, b: Shorts) I {
+    if (has_avx512bw) return @"llvm.x86.avx512.pmaddw.d.512"(a, b);
+    if (has_avx2) return @"llvm.x86.avx2.pmadd.wd"(a, b);
+    const even = comptime every(L, 0);
+    const odd = comptime every(L, 1);
+    const low = @as(I, @shuffle(i16, a, undefined, even)) *
+        @as(I, @shuffle(i16, b, undefined, even));
+    const high = @as(I, @shuffle(i16, a, undefined, odd)) *
+        @as(I, @shuffle(i16, b, undefined, odd));
+    return low +% high;
+}
+
+/// a[2i] * b[2i] + a[2i + 1] * b[2i + 1] of unsigned and signed bytes. The caller's values keep the
+/// sum within an i16: instructions would saturate and plain vectors wrap.
+pub inline fn addPairs8(a: Bytes, b: Signed) Shorts {
+    if (has_avx512bw) return @"llvm.x86.avx512.pmaddubs.w.512"(a, b);
+    if (has_avx2) return @"llvm.x86.avx2.pmadd.ub.sw"(a, b);
+    const even = comptime every(2 * L, 0);
+    const odd = comptime every(2 * L, 1);
+    const low = @as(Shorts, @shuffle(u8, a, undefined, even)) *%
+        @as(Shorts, @shuffle(i8, b, undefined, even));
+    const high = @as(Shorts, @shuffle(u8, a, undefined, odd)) *%
+        @as(Shorts, @shuffle(i8, b, undefined, odd));
+    return low +% high;
+}
+
+/// The sign of each byte of `by` on x: x, 0 or -x; where `by` is 0, x and 0 are both allowed.
+pub inline fn withSign(x: Signed, by: Signed) Signed {
+    if (has_avx2 and !has_avx512bw) return @"llvm.x86.avx2.psign.b"(x, by);
+    const zero: Signed = @splat(0);
+    return @select(i8, by < zero, zero -% x, x);
+}
+
+pub inline fn ones() Shorts {
+    return @splat(1);
+}
+
+/// The same 32 bits in every lane.
+pub inline fn splatBytes(x: u32) Signed {
+    return @bitCast(@as(U, @splat(x)));
+}
+pub inline fn splatShorts(x: u32) Shorts {
+    return @bitCast(@as(U, @splat(x)));
+}
+
+pub inline fn floats(x: I) simd.F {
+    return @floatFromInt(x);
+}
+
+// ---- activations ---------------------------------------------------------------------------
+
+/// Columns of x that share a scale.
+pub const columns = 32;
+/// Blocks smaller than this count as zeros: their inverse would overflow.
+const smallest = 1e-30;
+
+/// One block of 32 activations as int8: x is about scale * q.
+pub const Block = struct {
+    q: [columns]i8,
+    /// Largest |x| / 127; NaN where an x is.
+    scale: f32,
+    /// scale * (sum of q), for weights with a minimum.
+    total: f32,
+    /// For each 16 q: -32 times the sum of those in columns 4 i and 4 i + 1, and of the others.
+    starts: [2][2]i16,
+};
+
+fn columnsOf(comptime k: usize) [8]i32 {
+    var at: [8]i32 = undefined;
+    for (&at, 0..) |*lane, i| lane.* = @intCast(i / 2 * 4 + 2 * k + i % 2);
+    return at;
+}
+
+/// q = x * (127 / max |x|), rounded to nearest even: |x - scale * q| <= scale * (1/2 + 2^-15).
+pub inline fn quantize(x: [*]const f32) Block {
+    const n = columns / L;
+    const magnitude: U = @splat(0x7fffffff);
+    var v: [n]simd.F = undefined;
+    var top: U = @splat(0);
+    inline for (0..n) |i| {
+        v[i] = simd.ldF(x + i * L);
+        // As integers NaN is larger than any number, so that it wins.
+        top = @max(top, @as(U, @bitCast(v[i])) & magnitude);
+    }
+    const largest: f32 = @bitCast(@reduce(.Max, top));
+    const by: f32 = if (largest < smallest) 0 else 127 / largest;
+    var b: Block = .{ .q = undefined, .scale = largest / 127, .total = 0, .starts = undefined };
+    if (largest < smallest) b.scale = 0;
+    // The magic number leaves the rounded value in the low bits, whatever x is.
+    inline for (0..n) |i| {
+        const t: U = @bitCast(simd.mulAdd(v[i], simd.splat(by), simd.splat(0x1.8p23)));
+        const low: @Vector(L, u8) = @truncate(t);
+        simd.st(@as([*]i8, &b.q) + i * L, low);
+    }
+    var all: i32 = 0;
+    inline for (0..2) |h| {
+        const half: @Vector(16, i8) = b.q[16 * h ..][0..16].*;
+        const wide: @Vector(16, i16) = half;
+        inline for (0..2) |k| {
+            const picked: @Vector(8, i16) = @shuffle(i16, wide, undefined, columnsOf(k));
+            const sum = @reduce(.Add, picked);
+            b.starts[h][k] = -32 *% sum;
+            all += sum;
+        }
+    }
+    b.total = b.scale * @as(f32, @floatFromInt(all));
+    return b;
+}
+
+/// `quantize` one number after another.
+pub fn quantizeRef(x: *const [columns]f32) Block {
+    var largest: u32 = 0;
+    for (x) |v| largest = @max(largest, @as(u32, @bitCast(v)) & 0x7fffffff);
+    const top: f32 = @bitCast(largest);
+    var b: Block = .{ .q = undefined, .scale = top / 127, .total = 0, .starts = @splat(@splat(0)) };
+    if (top < smallest) b.scale = 0;
+    var sum: i32 = 0;
+    for (x, &b.q, 0..) |v, *q, i| {
+        const by: f32 = if (top < smallest) 0 else 127 / top;
+        const t: u32 = @bitCast(simd.mulAdd1(v, by, 0x1.8p23));
+        q.* = @bitCast(@as(u8, @truncate(t)));
+        b.starts[i / 16][i % 4 / 2] -%= 32 *% @as(i16, q.*);
+        sum += q.*;
+    }
+    b.total = b.scale * @as(f32, @floatFromInt(sum));
+    return b;
+}
+
+// ---- tests ---------------------------------------------------------------------------------
+
+const testing = std.testing;
+
+test "sums of pairs are exact at their limits and elsewhere" {
+    var seed = std.Random.DefaultPrng.init(5);
+    const random = seed.random();
+    for (0..200) |round| {
+        var a: [4 * L]u8 = undefined;
+        var b: [4 * L]i8 = undefined;
+        var c: [2 * L]i16 = undefined;
+        var d: [2 * L]i16 = undefined;
+        for (&a, &b) |*x, *y| {
+            x.* = if (round == 0) 128 else random.uintLessThan(u8, 129);
+            y.* = if (round < 2) -127 else random.intRangeAtMost(i8, -127, 127);
+        }
+        for (&c, &d) |*x, *y| {
+            x.* = if (round == 0) 4096 else random.intRangeAtMost(i16, -4096, 4096);
+            y.* = if (round == 0) -127 else random.intRangeAtMost(i16, -127, 127);
+        }
+        const small: [2 * L]i16 = addPairs8(a, b);
+        const large: [L]i32 = addPairs16(c, d);
+        const signs: [4 * L]i8 = withSign(b, @bitCast(a));
+        for (small, 0..) |got, i| {
+            const want = @as(i32, a[2 * i]) * b[2 * i] + @as(i32, a[2 * i + 1]) * b[2 * i + 1];
+            try testing.expectEqual(want, got);
+        }
+        for (large, 0..) |got, i| {
+            const want = @as(i32, c[2 * i]) * d[2 * i] + @as(i32, c[2 * i + 1]) * d[2 * i + 1];
+            try testing.expectEqual(want, got);
+        }
+        for (signs, a, b) |got, by, x| {
+            if (by == 0) continue;
+            try testing.expectEqual(if (by == 128) -x else x, got);
+        }
+    }
+}
+
+test "activations round as their twin does and stay within half a step" {
+    var seed = std.Random.DefaultPrng.init(6);
+    const random = seed.random();
+    for (0..2000) |round| {
+        var x: [columns]f32 = undefined;
+        const size = std.math.pow(f32, 10, @floatFromInt(random.intRangeAtMost(i32, -36, 30)));
+        for (&x) |*v| v.* = random.floatNorm(f32) * size;
+        if (round < 2) @memset(&x, if (round == 0) 0 else -3e-31);
+        const got = quantize(&x);
+        const want = quantizeRef(&x);
+        try testing.expectEqual(want, got);
+        for (x, got.q) |v, q| {
+            const near = got.scale * @as(f32, @floatFromInt(q));
+            try testing.expect(@abs(v - near) <= got.scale * (0.5 + 0x1p-15) + smallest);
+        }
+    }
+    var x: [columns]f32 = @splat(1);
+    x[7] = std.math.nan(f32);
+    try testing.expect(std.math.isNan(quantize(&x).scale));
+}

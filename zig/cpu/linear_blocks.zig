@@ -1,0 +1,157 @@
+//! linear with weights in blocks (q8_0, q4_0, q4_k, q5_k, q6_k) as GGUF defines them, in panels.
+//!
+//! Phase 0 rounds the activations to int8, 32 columns to a scale; phase 1 multiplies. For each run
+//! of 32 columns, k upwards, with s the scale of x and q its numbers:
+//!   q8_0, q4_0's d, q4_k's and q5_k's d * scale times s times the exact sum of products of numbers
+//!   is added by one multiply-add; then, but for q8_0, minus the minimum (q4_0: 8 d) times
+//!   s * (sum of q) by another. q6_k: d times s times the exact sum of scale * number * number.
+//! Then (sum + bias) + residual. The bits depend on nothing but the row.
+//!
+//! How far from exact: rounding x leaves |x - s q| <= s (1/2 + 2^-15), so that a result is within
+//! sum over k of |w_k| s_k (1/2 + 2^-15), and 2^-22 of the sum of absolute terms, of the product of
+//! the dequantized weights and x. The tests hold every type to that.
+
+const std = @import("std");
+const command = @import("command");
+const block = @import("block.zig");
+const finish = @import("linear_finish.zig").finish;
+const gemm = @import("linear_gemm.zig");
+const kernel = @import("kernel.zig");
+const many = @import("blocks_gemm.zig");
+const panel = @import("panel.zig");
+const few = @import("blocks_gemv.zig");
+const rows_file = @import("blocks_rows.zig");
+const DType = command.DType;
+const Rows = rows_file.Rows;
+const Task = kernel.Task;
+const width = command.panel;
+
+const X = 0;
+const WEIGHT = 1;
+const OUT = 4;
+
+/// Rows of a unit: a slice of them takes 256 KiB, half of L2.
+const block_rows = 512;
+const block_tiles = block_rows / many.MR;
+const group_panels = 4;
+const units_a_thread = 8;
+
+const Shape = struct {
+    M: usize,
+    K: usize,
+    panels: usize,
+    dtype: DType,
+    few: bool,
+    cut: gemm.Cut,
+    /// Few rows: panels at once, and how far apart they are.
+    streams: usize,
+    distance: usize,
+    /// Many rows: panels of a unit, and how many groups and blocks of rows there are.
+    group: usize,
+    groups: usize,
+    blocks: usize,
+
+    fn of(t: *const Task) Shape {
+        const weight = t.operands[WEIGHT];
+        const M = t.rows(OUT);
+        const is_few = M <= few.max_rows;
+        const threads: usize = @max(1, t.n_threads);
+        var cut = gemm.Cut.init(M);
+        if (is_few) cut.tiles = @min(M, 1);
+        var s: Shape = .{
+            .M = M,
+            .K = weight.shape[1],
+            .panels = panel.count(weight.shape[0]),
+            .dtype = weight.dtype,
+            .few = is_few,
+            .cut = cut,
+            .streams = few.streams,
+            .distance = undefined,
+            .group = group_panels,
+            .groups = undefined,
+            .blocks = (cut.tiles + block_tiles - 1) / block_tiles,
+        };
+        while (s.streams > 1 and s.panels < s.streams * threads * 4) s.streams /= 2;
+        s.distance = (s.panels + s.streams - 1) / s.streams;
+        while (true) : (s.group /= 2) {
+            s.groups = (s.panels + s.group - 1) / s.group;
+            if (s.group <= many.NP or s.groups * s.blocks >= units_a_thread * threads) return s;
+        }
+    }
+    fn kind(s: Shape) rows_file.Kind {
+        return if (s.few) .bytes else many.kindOf(s.dtype);
+    }
+};
+
+/// Units of a phase of `linear`.
+pub fn units(t: *const Task, phase: u32) u32 {
+    const s = Shape.of(t);
+    if (s.M == 0 or s.panels == 0) return 0;
+    if (phase == 0) return @intCast(s.cut.tiles);
+    return @intCast(if (s.few) s.distance else s.groups * s.blocks);
+}
+
+/// Does units [begin, end) of a phase of `linear`.
+pub fn run(t: *const Task, phase: u32, begin: u32, end: u32, memory: [*]u8) void {
+    const s = Shape.of(t);
+    for (begin..end) |unit| {
+        if (phase == 0) {
+            fillRows(t, s, unit);
+        } else if (s.few) {
+            streamPanels(t, s, unit, @ptrCast(@alignCast(memory)));
+        } else multiply(t, s, unit, @ptrCast(@alignCast(memory)));
+    }
+}
+
+fn fillRows(t: *const Task, s: Shape, unit: usize) void {
+    const first = s.cut.at(unit);
+    const h = s.cut.height(unit);
+    const rows = Rows.at(t.workspace.?, s.M, s.K, first);
+    for (0..h) |i| rows.fill(s.kind(), h, i, s.K, t.row(X, first + i));
+}
+
+fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: *Scratch) void {
+    const one = block.rowBytes(s.dtype, s.K) * width;
+    const from = t.data[WEIGHT].? + unit * one;
+    // The last units may find fewer panels than streams.
+    const n = (s.panels - unit + s.distance - 1) / s.distance;
+    const rows = Rows.at(t.workspace.?, s.M, s.K, 0);
+    few.multiply(s.dtype, s.K, s.M, from, s.distance * one, n, rows, &sums.c);
+    for (0..n) |p|
+        finish(t, 0, s.M, unit + p * s.distance, @as([*]f32, &sums.c) + p * s.M * width, width);
+}
+
+fn multiply(t: *const Task, s: Shape, unit: usize, mine: *Scratch) void {
+    const b = unit % s.blocks;
+    const t0 = b * s.cut.tiles / s.blocks;
+    const t1 = (b + 1) * s.cut.tiles / s.blocks;
+    const p0 = unit / s.blocks * s.group;
+    const p1 = @min(p0 + s.group, s.panels);
+    const weight = t.data[WEIGHT].?;
+    const rows = t.workspace.?;
+    const sums = &mine.c;
+    const unpacked = &mine.unpacked;
+    many.multiply(s.dtype, s.K, s.cut, t0, t1, rows, weight, p0, p1, sums, unpacked);
+    var c: [*]const f32 = sums;
+    var p = p0;
+    while (p < p1) : (p += many.NP) {
+        const across: usize = @min(many.NP, p1 - p);
+        for (t0..t1) |i| {
+            const h = s.cut.height(i);
+            for (0..across) |j| finish(t, s.cut.at(i), h, p + j, c + j * width, across * width);
+            c += h * across * width;
+        }
+    }
+}
+
+const Scratch = struct {
+    c: [group_panels * width * block_tiles * many.MR]f32 align(64),
+    unpacked: [many.NP]many.Unpacked,
+};
+/// Bytes of scratch that a thread needs.
+pub const scratch = @sizeOf(Scratch);
+
+/// Bytes of workspace for `rows` rows of K columns.
+pub fn workspace(rows: usize, K: usize) usize {
+    return Rows.space(rows, K);
+}

@@ -18,8 +18,9 @@ export interface DeviceInit {
 
 /** Rates that {@link Device.measure} found; 0 where the machine has no such instruction. */
 export interface Measured {
-  /** Bytes a second read from memory. */
+  /** Bytes a second read from memory, in the best round and in the middle of all rounds. */
   read_bytes_s: number;
+  read_median_bytes_s: number;
   /** Operations a second: a multiply-add counts as two. */
   f32_flop_s: number;
   bf16_dot_op_s: number;
@@ -156,13 +157,10 @@ export class Device {
     for (;;) {
       const { state, values } = await job.next(signal);
       if (state !== "running") throw new Error(`The measurement ended without a result: ${state}`);
-      if (values.length < 8) continue;
-      const [read_bytes_s, f32_flop_s, bf16_dot_op_s, int8_dot_op_s] = new Float64Array(
-        values.buffer,
-        0,
-        4,
-      );
-      return { read_bytes_s, f32_flop_s, bf16_dot_op_s, int8_dot_op_s };
+      if (values.length < 10) continue;
+      const rates = new Float64Array(values.buffer, 0, 5);
+      const [read_bytes_s, f32_flop_s, bf16_dot_op_s, int8_dot_op_s, read_median_bytes_s] = rates;
+      return { read_bytes_s, f32_flop_s, bf16_dot_op_s, int8_dot_op_s, read_median_bytes_s };
     }
   }
 

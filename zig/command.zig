@@ -371,9 +371,9 @@ pub const JobKind = enum(u32) {
     run = 0,
     /// Fills buffers from files. `data` is LoadItem[].
     load = 1,
-    /// Measures this machine with the device's threads: `data` is empty, the result is 4 f64:
-    /// read bandwidth (bytes/s), f32 multiply-add rate (flop/s), bf16 dot rate or 0,
-    /// int8 dot rate or 0.
+    /// Measures this machine with the device's threads: `data` is empty, the result is 5 f64:
+    /// read bandwidth (bytes/s) at best, f32 multiply-add rate (flop/s), bf16 dot rate or 0,
+    /// int8 multiply-add rate (op/s) or 0, read bandwidth in the middle of all rounds.
     measure = 2,
 };
 

@@ -16,8 +16,9 @@ const Task = kernel.Task;
 const allocator = std.heap.c_allocator;
 const cache_line = std.atomic.cache_line;
 
-/// A thread takes so many times from a phase, when all are equally fast.
-const takes = 8;
+/// A thread takes this part of its share of what is left: large runs at first, which memory likes,
+/// and single units at the end, so that no thread waits long for another.
+const part_taken = 2;
 
 /// A counter of the units that threads have taken of one phase.
 const Counter = struct { next: std.atomic.Value(u32) align(cache_line) = .init(0) };
@@ -123,12 +124,14 @@ fn share(
         if (units > 0) k.run(task, phase, 0, units, scratch);
         return;
     }
-    const grain = @max(1, units / (width * takes));
-    while (true) {
-        // A counter may pass `units` by one grain for each thread, far from overflow: units are
-        // below 2^32 / 16 in any plan that fits memory.
-        const begin = counter.fetchAdd(grain, .monotonic);
-        if (begin >= units) return;
-        k.run(task, phase, begin, @min(units, begin + grain), scratch);
+    var begin = counter.load(.monotonic);
+    while (begin < units) {
+        const end = begin + @max(1, (units - begin) / (width * part_taken));
+        if (counter.cmpxchgWeak(begin, end, .monotonic, .monotonic)) |other| {
+            begin = other;
+            continue;
+        }
+        k.run(task, phase, begin, end, scratch);
+        begin = counter.load(.monotonic);
     }
 }

@@ -10,8 +10,8 @@ const Failure = status.Failure;
 const Rejected = status.Rejected;
 const allocator = std.heap.c_allocator;
 
-/// The four rates, as i32.
-const n_values = 8;
+/// The five rates, as i32.
+const n_values = 10;
 
 pub fn prepare(c: *job.Context, data: []const u8, f: *Failure) Rejected!void {
     if (data.len > 0)
@@ -39,7 +39,14 @@ pub fn run(c: *job.Context, f: *Failure) Rejected!void {
         device.pool.together(&m, Measurement.thread);
     }
     c.done.store(1, .monotonic);
-    const rates = [4]f64{ shared.read_rate, shared.fma_rate, 0, 0 };
+    const bf16_rate = 0;
+    const rates = [5]f64{
+        shared.read_rate,
+        shared.fma_rate,
+        bf16_rate,
+        shared.int8_rate,
+        shared.read_median,
+    };
     const values: [n_values]i32 = @bitCast(rates);
     if (!c.push(&values)) return f.set(.cancelled, "Cancelled", .{});
 }

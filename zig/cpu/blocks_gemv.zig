@@ -43,7 +43,7 @@ fn add(
             .q8_0 => b.whole(),
             .q4_0 => b.nibbles(),
             .q4_k, .q5_k => inline for (0..comptime lanes.parts(dtype)) |part| b.pairs(part),
-            .q6_k => inline for (0..comptime lanes.parts(dtype)) |part| b.centred(part),
+            .q6_k => inline for (0..2) |hundred| b.centred(hundred),
             else => @compileError("no blocks"),
         }
         b.store(c);
@@ -159,12 +159,14 @@ fn Part(
                 inline for (0..rows) |i| b.withMin(n_run, i, v, sums[k][i][v], by);
             };
         }
-        /// q6_k: what the numbers have too much, 32 times the sum of x, is where the sum starts.
-        /// On the way it may leave an i16, whose end is right all the same: 8 * 32 * 127 = 32512.
-        inline fn centred(b: *Self, comptime part: usize) void {
-            const both = comptime lanes.runs(dtype, part);
-            var sums: [2][rows][n]I = @splat(@splat(@splat(@splat(0))));
-            inline for (0..2) |half| {
+        /// q6_k, 128 columns in two parts. What the numbers have too much, 32 times the sum of x,
+        /// is where the sum starts. On the way it may leave an i16, whose end is right all the
+        /// same: 8 * 32 * 127 = 32512.
+        inline fn centred(b: *Self, comptime hundred: usize) void {
+            var sums: [4][rows][n]I = undefined;
+            inline for (0..2) |odd| inline for (0..2) |half| {
+                const part = 2 * hundred + odd;
+                const both = comptime lanes.runs(dtype, part);
                 var h: [2][rows][n]int8.Shorts = undefined;
                 inline for (both, 0..) |n_run, k| inline for (0..rows) |i| {
                     h[k][i] = @splat(b.x.start(rows, b.run0 + n_run, half, i));
@@ -180,13 +182,16 @@ fn Part(
                 }
                 inline for (both, 0..) |n_run, k| inline for (0..n) |v| {
                     const by = lanes.scale16(b.w, 2 * n_run + half, first + v);
-                    inline for (0..rows) |i|
-                        sums[k][i][v] +%= int8.addPairs16(h[k][i][v], by);
+                    inline for (0..rows) |i| {
+                        const sum = int8.addPairs16(h[k][i][v], by);
+                        const to = &sums[n_run % 4][i][v];
+                        to.* = if (half == 0) sum else to.* +% sum;
+                    }
                 };
-            }
-            inline for (both, 0..) |n_run, k| inline for (0..n) |v| {
+            };
+            inline for (0..4) |r| inline for (0..n) |v| {
                 const d = lanes.d(dtype, b.w, first + v);
-                inline for (0..rows) |i| b.scaled(n_run, i, v, sums[k][i][v], d);
+                inline for (0..rows) |i| b.scaled(4 * hundred + r, i, v, sums[r][i][v], d);
             };
         }
     };

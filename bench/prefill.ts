@@ -1,12 +1,14 @@
 /**
  * How fast is a prompt? One call over 512 ids that gives the last token's logits, as a share of the
- * f32 multiply-add rate: matrix products, scan and attention count, nothing else.
+ * multiply-add rate (f32, or int8 where weights are quantized): matrix products, scan and attention
+ * count, nothing else.
  */
 
 import type { BenchOptions } from "../src/cli/bench.ts";
 import {
   hashOf,
   measureRounds,
+  multiplyPeak,
   openSubject,
   promptIds,
   report,
@@ -35,11 +37,12 @@ export async function run(options: BenchOptions): Promise<void> {
     }
   };
   const flops = prefillFlops(shape, tokens) / tokens;
-  const result = await measureRounds(device, rounds, flops, (p) => p.f32_flop_s, round, signal);
+  const peak = multiplyPeak(options.weights);
+  const result = await measureRounds(device, rounds, flops, peak.of, round, signal);
   await report(options, {
     bench: "prefill",
     ...result,
-    unit: "TFLOP/s f32",
+    unit: peak.unit,
     scale: 1e12,
     cpu_level: device.info().cpu_level,
     threads: device.threads,

@@ -334,7 +334,7 @@ pub const Info = extern struct {
 };
 
 /// One tensor to bring from a file into a buffer. Weights in blocks may become f32, bf16 or f16,
-/// and those may become blocks (row_major), also of another type.
+/// and those may become blocks, also of another type.
 pub const LoadItem = extern struct {
     file: u32,
     buffer: u32,

@@ -67,9 +67,14 @@ pub const Item = struct {
         return item.raw.layout == .panel or item.raw.src_dtype != item.raw.dst_dtype or
             item.raw.transform != .none;
     }
-    /// Whether a part is unpacked to f32 before it goes into panels.
-    pub fn widens(item: Item) bool {
-        return item.raw.layout == .panel and block.is(item.raw.src_dtype);
+    /// The dtype in which rows go into panels: packing changes floats on the way, but no blocks.
+    pub fn packedFrom(item: Item) DType {
+        if (block.is(item.raw.dst_dtype)) return item.raw.dst_dtype;
+        return if (block.is(item.raw.src_dtype)) .f32 else item.raw.src_dtype;
+    }
+    /// Whether a part becomes another dtype before it goes into panels.
+    pub fn becomes(item: Item) bool {
+        return item.raw.layout == .panel and item.packedFrom() != item.raw.src_dtype;
     }
     /// The first row of a part; that of the part after the last is the number of rows.
     pub fn rowOf(item: Item, part: u64) u64 {
@@ -78,10 +83,11 @@ pub const Item = struct {
     fn largestRows(item: Item) u64 {
         return (item.groups() / item.n_parts + 1) * item.group;
     }
-    /// Bytes of room that a thread needs for a part: as it is in the file, and, behind that, as f32
-    /// where it `widens`.
+    /// Bytes of room that a thread needs for a part: as it is in the file, and, behind that, what
+    /// it `becomes`.
     pub fn room(item: Item) u64 {
-        return item.readRoom() + if (item.widens()) item.largestRows() * item.cols * 4 else 0;
+        const row = block.rowBytes(item.packedFrom(), item.cols);
+        return item.readRoom() + if (item.becomes()) item.largestRows() * row else 0;
     }
     /// Bytes that a part takes on its way to a GPU: as it is in the file, and as it arrives.
     pub fn staging(item: Item) u64 {
@@ -160,11 +166,6 @@ fn checkTypes(raw: LoadItem, i: usize, f: *Failure) Rejected!void {
         .type,
         "Expected i32 of item {d} to stay as they are but found {t} to become {t} ({t})",
         .{ i, raw.src_dtype, raw.dst_dtype, raw.layout },
-    );
-    if (raw.layout == .panel and block.is(raw.dst_dtype)) return f.set(
-        .unsupported,
-        "Expected no weights in blocks in panels, which no kernel takes, but found {t} in item {d}",
-        .{ raw.dst_dtype, i },
     );
     for ([_]DType{ raw.src_dtype, raw.dst_dtype }) |dtype| {
         const columns = block.columns(dtype);

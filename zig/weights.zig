@@ -177,13 +177,14 @@ const Shared = struct {
         const raw = item.raw;
         const kernels = s.context.device.kernels;
         const panel = kernels.panel_bytes(raw.dst_dtype, command.panel, raw.cols);
-        const wide = room.ptr + item.readRoom();
-        if (item.widens()) kernels.convert(wide, .f32, room.ptr, raw.src_dtype, rows * item.cols);
+        const from = item.packedFrom();
+        const ready = room.ptr + item.readRoom();
+        if (item.becomes()) kernels.convert(ready, from, room.ptr, raw.src_dtype, rows * item.cols);
         const job_of_pack: Pack = .{
             .dst = item.buffer.memory.ptr() + raw.dst_offset + row / command.panel * panel,
-            .src = if (item.widens()) wide else room.ptr,
+            .src = if (item.becomes()) ready else room.ptr,
             .dst_dtype = raw.dst_dtype,
-            .src_dtype = if (item.widens()) .f32 else raw.src_dtype,
+            .src_dtype = from,
             .rows = @intCast(rows),
             .cols = raw.cols,
         };

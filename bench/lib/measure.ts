@@ -1,15 +1,36 @@
 /** What all benchmarks of whole models share: the model, rounds beside peaks, one JSON line. */
 
 import { createHash } from "node:crypto";
-import type { BenchOptions } from "../../src/cli/bench.ts";
-import { Device } from "../../src/device.ts";
+import type { BenchOptions, BenchWeights } from "../../src/cli/bench.ts";
+import { Device, type Measured } from "../../src/device.ts";
 import { BambaForCausalLM } from "../../src/models/bamba.ts";
+import { rowsBytes, type WeightDType } from "../../src/weights/layout.ts";
 import { printLine, rounded } from "./line.ts";
 import { randomModel } from "./random_model.ts";
 
 const dtypes = { f32: "float32", bf16: "bfloat16", f16: "float16" } as const;
-/** Bytes of one weight. */
-export const weight_bytes = { f32: 4, bf16: 2, f16: 2 } as const;
+const isFloat = (weights: BenchWeights): weights is keyof typeof dtypes =>
+  Object.hasOwn(dtypes, weights);
+
+/** Bytes of the matrices that every token meets: all but an embedding table that is no head. */
+export function matrixBytes(model: BambaForCausalLM): number {
+  const met = [...model.namedParameters()].filter(([name, { shape }]) =>
+    shape.length === 2 && name !== "model.embed_tokens.weight"
+  );
+  return met.reduce(
+    (sum, [, { shape, dtype }]) => sum + rowsBytes(shape[0], shape[1], dtype as WeightDType),
+    0,
+  );
+}
+
+/** The fastest multiplications that weights of a type can use, and what they are called. */
+export function multiplyPeak(
+  weights: BenchWeights,
+): { unit: string; of: (measured: Measured) => number } {
+  return isFloat(weights)
+    ? { unit: "TFLOP/s f32", of: (measured) => measured.f32_flop_s }
+    : { unit: "TOP/s int8", of: (measured) => measured.int8_dot_op_s };
+}
 
 /** The middle value. */
 export function median(values: readonly number[]): number {
@@ -42,7 +63,9 @@ export async function openSubject(options: BenchOptions): Promise<Subject> {
   const device = await Device.open(name, { threads });
   try {
     const model = await BambaForCausalLM.from_pretrained(folder, {
-      dtype: dtypes[weights],
+      ...(isFloat(weights)
+        ? { dtype: dtypes[weights] }
+        : { quantization_config: { type: weights } }),
       device: name,
       threads,
       signal,
@@ -73,6 +96,8 @@ export interface Rounds {
   /** Of the peak. */
   readonly share: number;
   readonly peak: number;
+  /** Of what the machine keeps up beside the rounds, where that was asked for. */
+  readonly share_sustained?: number;
   readonly rounds: number[];
   readonly hash: string;
 }
@@ -83,33 +108,44 @@ export interface Rounds {
  *
  * @param cost bytes or operations of one token
  * @param peakOf picks the peak's rate
+ * @param sustainedOf picks the rate that is kept up: a round's is the mean of its two neighbours
  */
 export async function measureRounds(
   device: Device,
   count: number,
   cost: number,
-  peakOf: (measured: Awaited<ReturnType<Device["measure"]>>) => number,
+  peakOf: (measured: Measured) => number,
   round: () => Promise<Round>,
   signal: AbortSignal,
+  sustainedOf?: (measured: Measured) => number,
 ): Promise<Rounds> {
   await round(); // plans, pages and clocks come up
-  let before = peakOf(await device.measure(signal));
+  let before = await device.measure(signal);
   const rates: number[] = [];
   const peaks: number[] = [];
+  const sustained: number[] = [];
   let hash = "";
   for (let i = 0; i < count; i++) {
     const result = await round();
-    const after = peakOf(await device.measure(signal));
+    const after = await device.measure(signal);
     if (hash !== "" && hash !== result.hash) {
       throw new Error(`Expected every round to give ${hash} but found ${result.hash}`);
     }
     hash = result.hash;
     rates.push(result.tok_s);
-    peaks.push(Math.max(before, after));
+    peaks.push(Math.max(peakOf(before), peakOf(after)));
+    if (sustainedOf) sustained.push((sustainedOf(before) + sustainedOf(after)) / 2);
     before = after;
   }
-  const share = median(rates.map((rate, i) => rate * cost / peaks[i]));
-  return { tok_s: median(rates), share, peak: median(peaks), rounds: rates, hash };
+  const shareOf = (of: readonly number[]) => median(rates.map((rate, i) => rate * cost / of[i]));
+  return {
+    tok_s: median(rates),
+    share: shareOf(peaks),
+    peak: median(peaks),
+    share_sustained: sustainedOf && shareOf(sustained),
+    rounds: rates,
+    hash,
+  };
 }
 
 /** Prints one JSON line, and before it, unless `--json` was given, a sentence to stderr. */
@@ -123,7 +159,7 @@ export async function report(
     [extra: string]: unknown;
   },
 ): Promise<void> {
-  const { tok_s, share, peak, rounds, hash, ...extra } = rest;
+  const { tok_s, share, share_sustained, peak, rounds, hash, ...extra } = rest;
   const { shape, weights } = options;
   if (!options.json) {
     console.error(
@@ -137,6 +173,7 @@ export async function report(
     weights,
     tok_s: rounded(tok_s),
     share: rounded(share),
+    share_sustained: share_sustained && rounded(share_sustained),
     peak: rounded(peak),
     ...extra,
     rounds: rounds.map((rate) => rounded(rate)),

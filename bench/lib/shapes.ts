@@ -94,12 +94,11 @@ export function matrixParameters(s: Shape): { layers: number; head: number } {
   };
 }
 
-/** Bytes that decoding one token must move: every matrix read, states read and written, KV read. */
-export function decodeBytes(s: Shape, weight_bytes: number, context: number): number {
+/** Bytes that decoding one token must move: every matrix (`matrix_bytes`) read, states read and written, KV read. */
+export function decodeBytes(s: Shape, matrix_bytes: number, context: number): number {
   const { inner, conv_dim, kv, attention_layers, mamba_layers } = sizesOf(s);
-  const { layers, head } = matrixParameters(s);
   const state = inner * s.mamba_d_state + conv_kernel * conv_dim;
-  return (layers + head) * weight_bytes + mamba_layers * 2 * state * f32_bytes +
+  return matrix_bytes + mamba_layers * 2 * state * f32_bytes +
     attention_layers * 2 * kv * context * f32_bytes;
 }
 

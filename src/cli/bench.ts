@@ -8,11 +8,24 @@ import { UsageError } from "./errors.ts";
 import { addRuntime, deviceName, wholeNumber } from "./options.ts";
 import { root } from "./place.ts";
 
+/** What the weights are: a dtype, or a type to quantize them to. */
+export const bench_weights = [
+  "f32",
+  "bf16",
+  "f16",
+  "q8_0",
+  "q4_0",
+  "q4_k_m",
+  "q5_k_m",
+  "q6_k",
+] as const;
+export type BenchWeights = typeof bench_weights[number];
+
 /** What a file of bench/ is started with. */
 export interface BenchOptions {
   /** Name of a model shape, such as "1.2b". */
   shape: string;
-  weights: "f32" | "bf16" | "f16";
+  weights: BenchWeights;
   threads?: number;
   device: DeviceName;
   /** JSON lines only on stdout. */
@@ -55,8 +68,8 @@ export function addBench(program: Command, signal: AbortSignal): void {
     .argument("<name...>", `what to measure: ${benchNames().join(", ")}`)
     .option("--shape <name>", "shape of the model with random weights", "1.2b")
     .addOption(
-      new Option("--weights <dtype>", "dtype of the weights").choices(["f32", "bf16", "f16"])
-        .default("bf16"),
+      new Option("--weights <type>", "dtype of the weights, or a type to quantize them to")
+        .choices(bench_weights).default("bf16"),
     )
     .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1))
     .option("--device <name>", "auto, cpu, cuda or cuda:N", deviceName, "cpu")

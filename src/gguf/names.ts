@@ -58,6 +58,10 @@ const by_gguf = new Map(
   [...before_layers, ...of_layer, ...after_layers].map((found) => [found.gguf, found]),
 );
 
+const by_hf = new Map(
+  [...before_layers, ...of_layer, ...after_layers].map((found) => [found.hf, found]),
+);
+
 /** Every pair of a model with so many layers, in the order of a file. */
 export function namePairs(num_hidden_layers: number): NamePair[] {
   const layers = Array.from(
@@ -68,6 +72,13 @@ export function namePairs(num_hidden_layers: number): NamePair[] {
       ),
   );
   return [...before_layers, ...layers.flat(), ...after_layers];
+}
+
+/** GGUF's name for a tensor of HF's, or undefined where there is none. */
+export function toGguf(name: string): string | undefined {
+  const layer = /^model\.layers\.(\d{1,5})\./.exec(name)?.[1] ?? "";
+  return by_hf.get(name.replace(/^model\.layers\.\d+\./, "model.layers.{}."))?.gguf
+    .replace("{}", layer);
 }
 
 /** HF's name for a tensor of a file, or undefined where it is none of Bamba's. */

@@ -21,6 +21,7 @@ import { callModel } from "./call.ts";
 import type { CallInputs } from "./call_inputs.ts";
 import type { ForwardInputs, ForwardOutputs } from "./forward.ts";
 import { checkOptions } from "./options.ts";
+import { checkQuantization, type QuantizationConfig, quantizeSpecs } from "./quantization.ts";
 import type { ModelOutput } from "./outputs.ts";
 import { ModelRuntime, type RunnableModel } from "./runtime.ts";
 
@@ -28,6 +29,8 @@ import { ModelRuntime, type RunnableModel } from "./runtime.ts";
 export interface PretrainedOptions {
   /** Dtype of the weights; "auto" keeps what the checkpoint stores. */
   dtype?: "auto" | "float32" | "bfloat16" | "float16";
+  /** Quantizes the matrices while they load: `{ type: "q4_k_m" }`. */
+  quantization_config?: QuantizationConfig;
   /** "cpu", "cuda", "cuda:0" or "auto"; left out: what `BAMBA_DEVICE` says, else "cpu" */
   device?: string;
   /** Native threads; one a physical core by default. */
@@ -56,7 +59,14 @@ export interface LoadProgress {
   total: number;
 }
 
-const known = ["dtype", "device", "threads", "progress_callback", "signal"];
+const known = [
+  "dtype",
+  "quantization_config",
+  "device",
+  "threads",
+  "progress_callback",
+  "signal",
+];
 const dtypes = ["auto", "float32", "bfloat16", "float16"];
 
 /** What a config must tell about any model. */
@@ -221,8 +231,12 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     const inside = base_model_prefix !== undefined &&
       checkpoint.names.some((name) => name.startsWith(`${base_model_prefix}.`));
     const prefix = inside ? `${base_model_prefix}.` : "";
-    const specs = weightSpecs(this, tied, prefix, device.kind);
-    const { dtype = "auto", progress_callback, signal } = options;
+    const { dtype = "auto", quantization_config, progress_callback, signal } = options;
+    let specs = weightSpecs(this, tied, prefix, device.kind);
+    if (quantization_config !== undefined) {
+      const type = checkQuantization(quantization_config);
+      specs = quantizeSpecs(type, checkpoint, specs, "model.");
+    }
     const weights = await loadWeights(device, checkpoint, [...specs.values()], {
       dtype,
       tied,

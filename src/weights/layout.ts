@@ -43,11 +43,10 @@ export function isBlocks(dtype: WeightDType): dtype is BlockDType {
   return blocks[dtype].columns > 1;
 }
 
-/** The dtypes that kernels take, by layout: what is not here is told, never turned into another. */
-export const runnable: Readonly<Record<WeightLayout, readonly WeightDType[]>> = {
-  panel: ["float32", "bfloat16", "float16"],
-  row_major: ["float32", "bfloat16", "float16"],
-};
+/** Whether a device has kernels for a dtype: what has none is told, never turned into another. */
+export function isRunnable(device: "cpu" | "cuda", dtype: WeightDType): boolean {
+  return device === "cpu" || !isBlocks(dtype);
+}
 
 /** The library's numbers of dtypes. */
 export const dtype_codes: Readonly<Record<WeightDType, number>> = {

@@ -10,9 +10,9 @@ import type { Checkpoint, CheckpointFile } from "./checkpoint.ts";
 import {
   alignWeight,
   dtype_codes,
+  isRunnable,
   layoutBytes,
   matrixShape,
-  runnable,
   type WeightDType,
   type WeightLayout,
 } from "./layout.ts";
@@ -114,7 +114,11 @@ export async function loadWeights(
 ): Promise<WeightSet> {
   const { tied = {}, signal } = options;
   signal?.throwIfAborted();
-  const { placed, packed_bytes } = place(matchWeights(checkpoint, specs, options), options.dtype);
+  const { placed, packed_bytes } = place(
+    device,
+    matchWeights(checkpoint, specs, options),
+    options.dtype,
+  );
   checkMemory(device, packed_bytes);
   const { native } = device;
   const buffer = packed_bytes > 0
@@ -148,6 +152,7 @@ export async function loadWeights(
 
 /** Chooses each weight's dtype and its offset in one packed buffer. */
 function place(
+  device: Device,
   matches: readonly Match[],
   wanted: "auto" | WeightDType,
 ): { placed: Placed[]; packed_bytes: number } {
@@ -155,7 +160,7 @@ function place(
   const placed = matches.map((match): Placed => {
     const { spec, stored } = match;
     const dtype = spec.dtype ?? (wanted === "auto" ? stored : wanted);
-    checkRunnable(spec, dtype);
+    checkRunnable(device, spec, dtype);
     const bytes = layoutBytes(spec.shape, dtype, spec.layout);
     const is_aligned = match.place.offset % (dtype === "float32" ? 4 : 2) === 0;
     const is_same = dtype === stored && match.place.transform === undefined;
@@ -169,12 +174,12 @@ function place(
   return { placed, packed_bytes: alignWeight(end) };
 }
 
-/** @throws {TypeError} naming a dtype that no kernel takes */
-function checkRunnable({ name, layout }: WeightSpec, dtype: WeightDType): void {
-  if (runnable[layout].includes(dtype)) return;
+/** @throws {TypeError} naming a dtype that no kernel of the device takes */
+function checkRunnable(device: Device, { name }: WeightSpec, dtype: WeightDType): void {
+  if (isRunnable(device.kind, dtype)) return;
   throw new TypeError(
-    `Cannot run weights of ${dtype}, which ${name} is stored in: give dtype "bfloat16" or ` +
-      '"float32" to unpack all weights while they are loaded',
+    `Cannot run weights of ${dtype} on ${device.kind}, which ${name} would have: give dtype ` +
+      '"bfloat16" or "float32" to unpack all weights while they are loaded',
   );
 }
 

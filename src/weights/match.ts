@@ -13,7 +13,7 @@ export interface WeightSpec {
   /** May stay in the mapped file when its dtype is kept. */
   readonly keepMapped?: boolean;
   /** Holds it in this dtype whatever is stored and asked for. */
-  readonly dtype?: "float32";
+  readonly dtype?: WeightDType;
 }
 
 /** What is allowed besides an exact match. */

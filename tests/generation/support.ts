@@ -2,13 +2,16 @@
 
 import { fileURLToPath } from "node:url";
 import { AutoModelForCausalLM, AutoTokenizer, type BambaForCausalLM } from "../../mod.ts";
+import type { PretrainedOptions } from "../../src/modeling/pretrained.ts";
 import { exact_dtype } from "../tolerance.ts";
 
 /** Folder of the default model. */
 export const folder = fileURLToPath(new URL("../../models/bamba-wordnet-8m", import.meta.url));
 
 /** Loads the default model. */
-export function loadModel(o: { threads?: number } = {}): Promise<BambaForCausalLM> {
+export function loadModel(
+  o: Pick<PretrainedOptions, "threads" | "quantization_config"> = {},
+): Promise<BambaForCausalLM> {
   return AutoModelForCausalLM.from_pretrained(folder, { dtype: exact_dtype, ...o });
 }
 

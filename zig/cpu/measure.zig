@@ -1,8 +1,9 @@
 //! What this machine can do at best, as the denominator of every share that a benchmark reports:
 //! bytes read a second from memory far larger than any cache, and multiply-adds a second in
 //! registers, of f32 and of small integers (pairs of i16 into i32: what exact products of int8
-//! amount to where there is no instruction for four of them). All threads run a round together; a disturbed round (the thread was off its core)
-//! does not count while an undisturbed one is to be had.
+//! amount to where there is no instruction for four of them). All threads run a round together; a
+//! disturbed round (the thread was off its core) does not count while an undisturbed one is to be
+//! had.
 
 const std = @import("std");
 const int8 = @import("int8.zig");

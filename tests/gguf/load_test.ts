@@ -189,11 +189,16 @@ describe("a GGUF file that Python's gguf wrote", () => {
     assertEquals(row.slice(0, 5), [1, 268, 266, 96, 78]);
   });
 
-  it("is not run in a type that no kernel takes, unless it is to be unpacked", async () => {
+  it("runs in the blocks it is stored in, and is not quantized a second time", async () => {
+    using model = await AutoModelForCausalLM.from_pretrained(tiny_path);
+    assertEquals(model.dtype, "q8_0");
+    const [row] = await model.generate({ input_ids: [[1, 268, 266]], max_new_tokens: 5 });
+    assertEquals(row.slice(0, 5), [1, 268, 266, 96, 78]);
+    const quantization_config = { type: "q4_0" } as const;
     await assertRejects(
-      () => AutoModelForCausalLM.from_pretrained(tiny_path),
-      TypeError,
-      "Cannot run weights of q8_0",
+      () => AutoModelForCausalLM.from_pretrained(tiny_path, { quantization_config }),
+      RangeError,
+      "is stored as q8_0",
     );
   });
 });

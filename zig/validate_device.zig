@@ -16,7 +16,7 @@ const vocab_max = 1 << 19;
 pub fn check(c: *const Checked) Rejected!void {
     if (c.plan.device == .cpu) return;
     switch (c.command.op) {
-        .embedding => {},
+        .embedding => try whole(c, 1),
         .linear => try linear(c),
         .rotary_embedding => try expectAll(c, .f32),
         .log_softmax, .logits_process, .logits_warp, .sample, .cross_entropy => {
@@ -51,7 +51,22 @@ pub fn check(c: *const Checked) Rejected!void {
     }
 }
 
+/// Kernels for weights in blocks are the CPU's only, so far.
+fn whole(c: *const Checked, i: usize) Rejected!void {
+    const found = c.given[i].?.dtype;
+    switch (found) {
+        .f32, .bf16, .f16 => {},
+        else => return c.fail(
+            .unsupported,
+            i,
+            "to have dtype f32, bf16 or f16 on a GPU but found {t}",
+            .{found},
+        ),
+    }
+}
+
 fn linear(c: *const Checked) Rejected!void {
+    try whole(c, 1);
     const x = c.given[0].?.dtype;
     if (c.given[3]) |residual| {
         try expect(c, 3, x);

@@ -1,5 +1,6 @@
 /** `./dev build`: the native library. */
 import { type Command, Option } from "commander";
+import process from "node:process";
 import { SilentFailure } from "./errors.ts";
 import { addRuntime } from "./options.ts";
 import { toolPath } from "./place.ts";
@@ -11,10 +12,14 @@ interface BuildFlags {
   optimize?: string;
 }
 
-/** Arguments of `zig build` for the options given. */
-export function zigArguments(flags: BuildFlags): string[] {
+/**
+ * Arguments of `zig build` for the options given.
+ *
+ * @param nvcc path of the compiler of CUDA kernels, which `./dev` has looked for; empty: none
+ */
+export function zigArguments(flags: BuildFlags, nvcc = ""): string[] {
   const args = ["build", "--build-file", "zig/build.zig"];
-  if (flags.cuda !== "auto") args.push(`-Dcuda=${flags.cuda}`);
+  if (nvcc && flags.cuda !== "off") args.push(`-Dnvcc=${nvcc}`);
   if (flags.target) {
     // a library for another machine must not take the place of this one's
     args.push(`-Dtarget=${flags.target}`, "--prefix", resultFolder(flags));
@@ -29,9 +34,11 @@ export function resultFolder({ target }: BuildFlags): string {
 }
 
 async function build(flags: BuildFlags): Promise<void> {
-  const ended = await runTool(toolPath("zig"), zigArguments(flags), { show: true });
+  const args = zigArguments(flags, process.env.BAMBA_DEV_NVCC);
+  const ended = await runTool(toolPath("zig"), args, { show: true });
   if (ended.code !== 0) throw new SilentFailure();
-  console.error(`Built ${resultFolder(flags)}/lib in ${ended.seconds.toFixed(1)} s.`);
+  const what = args.some((arg) => arg.startsWith("-Dnvcc")) ? "CPU and CUDA" : "the CPU only";
+  console.error(`Built ${resultFolder(flags)}/lib for ${what} in ${ended.seconds.toFixed(1)} s.`);
 }
 
 /** Adds `build` to the program. */
@@ -41,7 +48,10 @@ export function addBuild(program: Command): void {
       "Build the native library into zig/zig-out/lib (with --target: zig/zig-out/<triple>/lib)",
     )
     .addOption(
-      new Option("--cuda <when>", "CUDA kernels; auto: when nvcc is found")
+      new Option(
+        "--cuda <when>",
+        "CUDA kernels; auto: when nvcc 13 is found, on: fetched if need be",
+      )
         .choices(["auto", "on", "off"]).default("auto"),
     )
     .option("--target <triple>", "Zig's name of the machine to build for (default: this one)")

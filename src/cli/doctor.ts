@@ -47,9 +47,11 @@ export function whyGpu(status: number): string {
     case 0:
       return "driver and GPU are there";
     case -9:
-      return "this library was built without CUDA (nvcc was not found, or --cuda off)";
+      return "this library was built without CUDA: ./dev build --cuda on";
     case -101:
       return "no NVIDIA driver: libcuda was not found";
+    case -102:
+      return "the NVIDIA driver is older than version 525";
     case -103:
       return "the NVIDIA driver is there, but it shows no GPU";
     default:

@@ -67,7 +67,7 @@ describe("call", () => {
   });
 
   it("tells its dtype, its size and its memory", async () => {
-    using model = await loadModel();
+    using model = await loadModel({ dtype: "auto" });
     assertEquals(model.dtype, "bfloat16");
     assert(model.num_parameters() > 8e6 && model.num_parameters() < 9e6, "8 M weights");
     const bytes = model.get_memory_footprint();

@@ -4,6 +4,7 @@
 const std = @import("std");
 const builtin = @import("builtin");
 const command = @import("command");
+const chain = @import("chain.zig");
 const driver = @import("driver.zig");
 const main = @import("main.zig");
 const stream_file = @import("stream.zig");
@@ -17,6 +18,7 @@ const Gpu = gpu_file.Gpu;
 const Plan = plan_file.Plan;
 const Rejected = status.Rejected;
 const Stream = stream_file.Stream;
+const allocator = std.heap.c_allocator;
 
 /// A job of fewer steps is not worth the time to build a graph.
 const graph_steps_min = 8;
@@ -25,6 +27,9 @@ const graph_steps_min = 8;
 pub const Body = struct {
     /// Shared by all commands; what one leaves there for itself, no other touches.
     work: region.Region = .none,
+    /// The plan's commands as launches: some serve several neighbours.
+    links: []chain.Link = &.{},
+    spare: region.Region = .none,
 
     pub fn make(plan: *Plan, gpu: *Gpu, f: *Failure) Rejected!Body {
         var workspace: u64 = 0;
@@ -32,13 +37,21 @@ pub const Body = struct {
             const of = main.kernels.get(task.op).workspace orelse continue;
             workspace = @max(workspace, of(task));
         }
-        if (workspace == 0) return .{};
-        const b: Body = .{ .work = try .make(gpu, workspace, false, "a plan's workspace", f) };
+        var b: Body = .{};
+        errdefer b.free();
+        b.links = chain.cut(allocator, plan.tasks) catch return f.memory(plan.tasks.len);
+        var spare: u64 = 0;
+        for (b.links) |link| spare = @max(spare, chain.spareBytes(plan.tasks, link));
+        if (spare > 0) b.spare = try .make(gpu, spare, false, "a plan's workspace", f);
+        if (workspace == 0) return b;
+        b.work = try .make(gpu, workspace, false, "a plan's workspace", f);
         for (plan.tasks) |*task| task.workspace = b.work.ptr();
         return b;
     }
 
     pub fn free(b: *Body) void {
+        allocator.free(b.links);
+        b.spare.free();
         b.work.free();
     }
 };
@@ -80,7 +93,12 @@ pub const Session = struct {
         const gpu = s.gpu;
         gpu.enter();
         try s.upload(f);
-        var stream: Stream = .{ .gpu = gpu, .host = &binding.host, .pages = binding.pages };
+        var stream: Stream = .{
+            .gpu = gpu,
+            .host = &binding.host,
+            .spare = plan.body.cuda.spare.ptr(),
+            .pages = binding.pages,
+        };
         if (poison or builtin.mode == .Debug) {
             const arena = @intFromPtr(plan.arena.ptr());
             const r = gpu.api.cuMemsetD8Async(arena, 0xff, plan.arena.len(), gpu.stream);
@@ -140,7 +158,8 @@ pub const Session = struct {
 };
 
 fn launchAll(plan: *Plan, stream: *Stream) void {
-    for (plan.tasks) |*task| main.kernels.getPtrConst(task.op).launch(task, stream);
+    for (plan.body.cuda.links) |link|
+        link.launch(plan.tasks[link.first..][0..link.count], stream);
 }
 
 fn failed(stream: *const Stream, f: *Failure) Rejected!void {

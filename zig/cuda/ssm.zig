@@ -106,7 +106,12 @@ const UpdateArgs = extern struct {
 
 fn update(t: *const Task, s: *Stream) void {
     if (!isFast(t)) return recurrence(t, s);
-    const a: UpdateArgs = .{
+    const grid = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
+    s.launch("ssm_update", "ssm_update_bf16", grid, 256, .{updateArguments(t)}, .{});
+}
+
+fn updateArguments(t: *const Task) UpdateArgs {
+    return .{
         .x = k.at(t, 0),
         .b = k.at(t, 2),
         .c = k.at(t, 3),
@@ -129,8 +134,39 @@ fn update(t: *const Task, s: *Stream) void {
         .dt_min = t.attrF(4),
         .dt_max = t.attrF(5),
     };
+}
+
+/// The convolution of one token and then the update, in one kernel.
+pub fn chainFits(tasks: []const Task) bool {
+    const conv, const t = .{ &tasks[0], &tasks[1] };
+    const heads = t.attrs[0] * fast_head_dim;
+    const c = @intFromPtr(conv.data[4].?);
+    const wired = @intFromPtr(t.data[0].?) == c and @intFromPtr(t.data[2].?) == c + 2 * heads and
+        @intFromPtr(t.data[3].?) == c + 2 * (heads + t.attrs[2] * fast_state);
+    const silu = conv.attrs[0] == 1;
+    return wired and silu and conv.cols(1) <= 4 and isFast(t) and k.aligned(conv, &.{0}) and
+        conv.cols(0) == heads + 2 * t.attrs[2] * fast_state;
+}
+/// Rows for which each head may well repeat the convolution of B and C.
+const chain_rows_max = 8;
+
+pub fn chain(tasks: []const Task, s: *Stream) void {
+    const conv, const t = .{ &tasks[0], &tasks[1] };
+    if (k.rows(t, 0) > chain_rows_max) {
+        @import("conv1d.zig").kernels.causal_conv1d_update.launch(conv, s);
+        return update(t, s);
+    }
+    var a = updateArguments(t);
+    a.x = k.at(conv, 0);
+    a.x_stride = k.stride(conv, 0);
+    a.conv_state = k.at(conv, 3);
+    a.conv_w = k.at(conv, 1);
+    a.conv_b = k.at(conv, 2);
+    a.conv_slot_stride = k.slotStride(conv);
+    a.width = k.cols(conv, 1);
+    a.conv_dim = k.cols(conv, 0);
     const grid = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
-    s.launch("ssm_update", "ssm_update_bf16", grid, 256, .{a}, .{});
+    s.launch("ssm_update", "conv_ssm_update_bf16", grid, 256, .{a}, .{});
 }
 
 const RecurrenceArgs = extern struct {

@@ -15,6 +15,8 @@ pub const Stream = struct {
     gpu: *Gpu,
     /// The run's step in the host's memory: a task's step holds addresses of the GPU.
     host: *const Step,
+    /// Memory for values between the kernels of one link.
+    spare: ?[*]u8 = null,
     /// Pages in the run's key/value buffer.
     pages: u64 = 0,
     result: driver.Result = driver.ok,

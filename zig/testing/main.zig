@@ -2,6 +2,7 @@
 
 test {
     _ = @import("../abi.zig");
+    _ = @import("../cuda/chain.zig");
     _ = @import("../memory.zig");
     _ = @import("../ring.zig");
     _ = @import("../validate.zig");

@@ -1,0 +1,295 @@
+//! Neighbouring commands that one kernel does at once, where the values between them are of no use
+//! to anybody else: norm and projection, the two halves of a SwiGLU, convolution and SSM update of
+//! a token. The plan stays as it was recorded; only the number of launches differs.
+
+const std = @import("std");
+const command = @import("command");
+const decode = @import("linear_decode.zig");
+const k = @import("kernel.zig");
+const linear = @import("linear.zig");
+const main = @import("main.zig");
+const sm90 = @import("linear_sm90.zig");
+const ssm = @import("ssm.zig");
+const ops = @import("../validate_ops.zig");
+const Stream = k.Stream;
+const Task = k.Task;
+
+/// Commands [first, first + count) of a plan, and how they are launched.
+pub const Link = struct {
+    first: u32,
+    count: u32,
+    launch: *const fn (tasks: []const Task, s: *Stream) void,
+};
+
+const Pattern = struct {
+    ops: []const command.Op,
+    /// Places of the values between: of a task of the chain, the operand it writes.
+    between: []const [2]usize,
+    fits: *const fn (tasks: []const Task) bool,
+    launch: *const fn (tasks: []const Task, s: *Stream) void,
+};
+
+/// The longest first.
+const patterns = [_]Pattern{
+    .{
+        .ops = &.{ .rms_norm, .linear, .linear, .swiglu },
+        .between = &.{ .{ 0, 2 }, .{ 1, 4 }, .{ 2, 4 } },
+        .fits = normSwigluFits,
+        .launch = normSwiglu,
+    },
+    .{
+        .ops = &.{ .rms_norm, .linear },
+        .between = &.{.{ 0, 2 }},
+        .fits = normLinearFits,
+        .launch = normLinear,
+    },
+    .{
+        .ops = &.{ .rms_norm_gated, .linear },
+        .between = &.{.{ 0, 3 }},
+        .fits = gatedLinearFits,
+        .launch = gatedLinear,
+    },
+    .{
+        .ops = &.{ .causal_conv1d_update, .ssm_update },
+        .between = &.{.{ 0, 4 }},
+        .fits = ssm.chainFits,
+        .launch = ssm.chain,
+    },
+};
+
+/// Cuts a plan's commands into links.
+pub fn cut(gpa: std.mem.Allocator, tasks: []const Task) error{OutOfMemory}![]Link {
+    var links: std.ArrayList(Link) = .empty;
+    errdefer links.deinit(gpa);
+    var at: usize = 0;
+    while (at < tasks.len) {
+        const found = match(tasks, at);
+        const count = if (found) |p| p.ops.len else 1;
+        try links.append(gpa, .{
+            .first = @intCast(at),
+            .count = @intCast(count),
+            .launch = if (found) |p| p.launch else single,
+        });
+        at += count;
+    }
+    return links.toOwnedSlice(gpa);
+}
+
+fn match(tasks: []const Task, at: usize) ?*const Pattern {
+    next: for (&patterns) |*p| {
+        if (at + p.ops.len > tasks.len) continue;
+        const part = tasks[at..][0..p.ops.len];
+        for (part, p.ops) |*t, op| if (t.op != op) continue :next;
+        if (!p.fits(part)) continue;
+        for (p.between) |value| {
+            if (!ends(&part[value[0]], value[1], tasks[at + p.ops.len ..])) continue :next;
+        }
+        if (!apart(part)) continue;
+        return p;
+    }
+    return null;
+}
+
+/// Whether nobody reads operand i of `t` any more in the tasks that follow.
+fn ends(t: *const Task, i: usize, following: []const Task) bool {
+    if (t.operands[i].space != .arena) return false;
+    const value = Bytes.of(t, i);
+    for (following) |*later| {
+        const slots = ops.signatures.get(later.op);
+        for (slots, 0..) |slot, at| {
+            const reads = slot.role == .in or slot.role == .in_optional;
+            if (reads and inArena(later, at) and value.meets(.of(later, at))) return false;
+        }
+        for (slots, 0..) |slot, at| {
+            const writes = slot.role == .out and inArena(later, at);
+            if (writes and value.meets(.of(later, at))) return true;
+        }
+    }
+    return true;
+}
+/// Whether the chain's result lies beside what its first command reads: blocks of one kernel read
+/// and write at the same time, and the plan may have given the one's memory to the other.
+fn apart(part: []const Task) bool {
+    const first, const last = .{ &part[0], &part[part.len - 1] };
+    for (ops.signatures.get(last.op), 0..) |result, i| {
+        if (result.role != .out or !inArena(last, i)) continue;
+        for (ops.signatures.get(first.op), 0..) |slot, j| {
+            const reads = slot.role == .in or slot.role == .in_optional;
+            if (!reads or !inArena(first, j)) continue;
+            if (Bytes.of(first, j).meets(.of(last, i))) return false;
+        }
+    }
+    return true;
+}
+fn inArena(t: *const Task, i: usize) bool {
+    return k.at(t, i) != null and t.operands[i].space == .arena;
+}
+
+const Bytes = struct {
+    begin: usize,
+    end: usize,
+
+    fn of(t: *const Task, i: usize) Bytes {
+        const begin = @intFromPtr(t.data[i].?);
+        const o = t.operands[i];
+        const elements = @as(usize, o.shape[0] - 1) * o.row_stride + o.shape[1];
+        return .{ .begin = begin, .end = begin + elements * k.elementBytes(o.dtype) };
+    }
+    fn meets(a: Bytes, b: Bytes) bool {
+        return a.begin < b.end and b.begin < a.end;
+    }
+};
+
+/// Bytes that a link needs for a value between its kernels.
+pub fn spareBytes(tasks: []const Task, link: Link) usize {
+    if (link.launch != normSwiglu) return 0;
+    const norm = tasks[link.first].operands[2];
+    return @as(usize, norm.shape[0]) * norm.shape[1] * k.elementBytes(norm.dtype);
+}
+
+fn single(tasks: []const Task, s: *Stream) void {
+    main.kernels.getPtrConst(tasks[0].op).launch(&tasks[0], s);
+}
+fn each(tasks: []const Task, s: *Stream) void {
+    for (tasks) |*t| main.kernels.getPtrConst(t.op).launch(t, s);
+}
+
+fn same(a: *const Task, i: usize, b: *const Task, j: usize) bool {
+    return a.data[i] == b.data[j];
+}
+
+// ---- norm, then a projection ---------------------------------------------------------------
+
+fn normLinearFits(tasks: []const Task) bool {
+    const norm, const of = .{ &tasks[0], &tasks[1] };
+    return same(norm, 2, of, 0) and linear.isFast(of) and k.aligned(norm, &.{0});
+}
+fn normLinear(tasks: []const Task, s: *Stream) void {
+    const norm, const of = .{ &tasks[0], &tasks[1] };
+    var a = decode.arguments(of);
+    if (a.batch > decode.norm_rows_max or !decode.staged(&a)) return each(tasks, s);
+    takeNorm(&a, norm, 1);
+    decode.launch(.rms, a, k.dtype(of, 4) == .f32, s);
+}
+fn takeNorm(a: *decode.Args, norm: *const Task, weight: usize) void {
+    a.x = k.at(norm, 0);
+    a.x_stride = k.stride(norm, 0);
+    a.norm_weight = k.at(norm, weight);
+    a.eps = norm.attrF(0);
+}
+
+fn gatedLinearFits(tasks: []const Task) bool {
+    const norm, const of = .{ &tasks[0], &tasks[1] };
+    return same(norm, 3, of, 0) and linear.isFast(of) and k.dtype(of, 4) == .bf16 and
+        norm.attrs[1] == 1 and k.aligned(norm, &.{ 0, 1 });
+}
+fn gatedLinear(tasks: []const Task, s: *Stream) void {
+    const norm, const of = .{ &tasks[0], &tasks[1] };
+    var a = decode.arguments(of);
+    if (a.batch > decode.norm_rows_max or !decode.staged(&a)) return each(tasks, s);
+    takeNorm(&a, norm, 2);
+    a.gate = k.at(norm, 1);
+    a.gate_stride = k.stride(norm, 1);
+    decode.launch(.gated, a, false, s);
+}
+
+// ---- norm, gate and up projection, SwiGLU --------------------------------------------------
+
+fn normSwigluFits(tasks: []const Task) bool {
+    const norm, const gate, const up, const out = .{ &tasks[0], &tasks[1], &tasks[2], &tasks[3] };
+    const wired = same(norm, 2, gate, 0) and same(norm, 2, up, 0) and
+        same(gate, 4, out, 0) and same(up, 4, out, 1);
+    const bare = !gate.has(2) and !gate.has(3) and !up.has(2) and !up.has(3);
+    return wired and bare and linear.isFast(gate) and linear.isFast(up) and
+        k.dtype(gate, 4) == .bf16 and gate.cols(4) == up.cols(4) and
+        k.aligned(norm, &.{0}) and k.aligned(out, &.{2});
+}
+fn normSwiglu(tasks: []const Task, s: *Stream) void {
+    const norm, const gate, const up, const out = .{ &tasks[0], &tasks[1], &tasks[2], &tasks[3] };
+    var a = decode.arguments(gate);
+    a.w2 = k.at(up, 1);
+    a.out = k.at(out, 2);
+    a.out_stride = k.stride(out, 2);
+    if (a.batch <= decode.norm_rows_max and decode.staged(&a)) {
+        takeNorm(&a, norm, 1);
+        return decode.launch(.rms_swiglu, a, false, s);
+    }
+    const few = a.batch <= decode.rows_max;
+    if (if (few) !decode.staged(&a) else !linear.onHopper(gate, s)) return each(tasks, s);
+    // The plan may have given the norm's place to the result: it gets another.
+    var moved: Task = norm.*;
+    moved.data[2] = s.spare;
+    moved.operands[2].row_stride = moved.operands[2].shape[1];
+    single(&.{moved}, s);
+    var from: Task = gate.*;
+    from.data[0] = moved.data[2];
+    from.operands[0] = moved.operands[2];
+    if (few) {
+        a.x = moved.data[2];
+        a.x_stride = k.stride(&moved, 2);
+        return decode.launch(.swiglu, a, false, s);
+    }
+    sm90.launch(.{
+        .of = &from,
+        .up = up,
+        .out = a.out,
+        .out_stride = a.out_stride,
+        .f32_out = false,
+    }, s);
+}
+
+// ---- tests ---------------------------------------------------------------------------------
+
+const testing = std.testing;
+
+/// One row of `cols` bf16 at an address of the arena.
+fn place(t: *Task, i: usize, address: usize, cols: u32) void {
+    t.data[i] = @ptrFromInt(address);
+    t.operands[i] = std.mem.zeroes(command.Operand);
+    t.operands[i].space = .arena;
+    t.operands[i].dtype = .bf16;
+    t.operands[i].shape = .{ 1, cols, 1, 1 };
+    t.operands[i].row_stride = cols;
+}
+
+/// norm(x) -> v, linear(v) -> y, add(a, b) -> z at the given addresses.
+fn three(x: usize, v: usize, y: usize, a: usize) [3]Task {
+    var tasks: [3]Task = @splat(std.mem.zeroes(Task));
+    for (&tasks, [_]command.Op{ .rms_norm, .linear, .add }, [_]u32{ 3, 5, 3 }) |*t, op, n| {
+        t.op = op;
+        t.n_operands = n;
+    }
+    place(&tasks[0], 0, x, 64);
+    place(&tasks[0], 1, 0x9000, 64);
+    place(&tasks[0], 2, v, 64);
+    place(&tasks[1], 0, v, 64);
+    place(&tasks[1], 1, 0xa000, 64);
+    place(&tasks[1], 4, y, 64);
+    place(&tasks[2], 0, a, 64);
+    place(&tasks[2], 1, y, 64);
+    place(&tasks[2], 2, 0x8000, 64);
+    return tasks;
+}
+
+test "a norm joins the projection that alone reads it" {
+    const Case = struct { x: usize, v: usize, y: usize, a: usize, links: usize };
+    const cases = [_]Case{
+        .{ .x = 0x1000, .v = 0x2000, .y = 0x3000, .a = 0x1000, .links = 2 },
+        // somebody else reads the norm's result
+        .{ .x = 0x1000, .v = 0x2000, .y = 0x3000, .a = 0x2000, .links = 3 },
+        // the result lies where blocks of the same kernel still read
+        .{ .x = 0x1000, .v = 0x2000, .y = 0x1040, .a = 0x4000, .links = 3 },
+    };
+    for (cases) |c| {
+        const tasks = three(c.x, c.v, c.y, c.a);
+        const links = try cut(testing.allocator, &tasks);
+        defer testing.allocator.free(links);
+        try testing.expectEqual(c.links, links.len);
+        var next: u32 = 0;
+        for (links) |link| {
+            try testing.expectEqual(next, link.first);
+            next += link.count;
+        }
+        try testing.expectEqual(tasks.len, next);
+    }
+}

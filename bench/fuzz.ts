@@ -1,13 +1,15 @@
 /**
  * Does anything that lies bring the library down? Plans, commands, step buffers, handles and weight
  * spans are changed at random ten million times; a crash is the finding, and ends this with the
- * fuzzer's own words. `BAMBA_FUZZ_ROUNDS` and `BAMBA_FUZZ_SEED` choose how many and which.
+ * fuzzer's own words. Then GGUF files, as often: each is refused with a sentence, or what it says is
+ * possible. `BAMBA_FUZZ_ROUNDS` and `BAMBA_FUZZ_SEED` choose how many and which.
  */
 
 import { spawn } from "node:child_process";
 import process from "node:process";
 import type { BenchOptions } from "../src/cli/bench.ts";
 import { root, toolPath } from "../src/cli/place.ts";
+import { honestGguf, mutateGguf, survives } from "./lib/gguf_mutate.ts";
 import { printLine, rounded } from "./lib/line.ts";
 
 const rounds_default = 10_000_000;
@@ -31,6 +33,42 @@ export async function run(options: BenchOptions): Promise<void> {
   const seconds = (performance.now() - start_ms) / 1000;
   const counts: Counts = JSON.parse(line);
   await printLine(options, { bench: "fuzz", ...counts, seconds: rounded(seconds), crashes: 0 });
+  await printLine(options, await fuzzGguf(rounds, seed, options.signal));
+}
+
+/** Mutations between two chances to be interrupted. */
+const gguf_at_once = 20_000;
+
+/** Reads mutated GGUF files. @throws {Error} with seed and round of one that was not told */
+async function fuzzGguf(rounds: number, seed: number, signal: AbortSignal) {
+  const start_ms = performance.now();
+  const original = honestGguf();
+  const random = randomNumbers(seed);
+  let refused = 0;
+  for (let round = 0; round < rounds; round++) {
+    if (round % gguf_at_once === 0) {
+      await new Promise((resolve) => setTimeout(resolve, 0));
+      signal.throwIfAborted();
+    }
+    try {
+      if (survives(mutateGguf(original, random))) refused++;
+    } catch (error) {
+      throw new Error(`GGUF round ${round} of seed ${seed}: ${error}`, { cause: error });
+    }
+  }
+  const seconds = rounded((performance.now() - start_ms) / 1000);
+  return { bench: "fuzz gguf", rounds, seed, refused, true_ones: rounds - refused, seconds };
+}
+
+/** Whole numbers below a bound, the same for a seed (xorshift32). */
+function randomNumbers(seed: number): (below: number) => number {
+  let state = (seed ^ 0x9e3779b9) >>> 0 || 1;
+  return (below) => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return (state >>> 0) % below;
+  };
 }
 
 /** @throws {RangeError} unless the variable is a whole number, or not set */

@@ -22,7 +22,11 @@ export { HybridMambaAttentionDynamicCache } from "./src/modeling/cache.ts";
 export { type CallInputs } from "./src/modeling/call_inputs.ts";
 export { type MatrixInput, type ShapedArray } from "./src/modeling/inputs.ts";
 export { ModelOutput } from "./src/modeling/outputs.ts";
-export { PreTrainedModel, type PretrainedOptions } from "./src/modeling/pretrained.ts";
+export {
+  PreTrainedModel,
+  type PretrainedOptions,
+  type SaveGgufOptions,
+} from "./src/modeling/pretrained.ts";
 export { GenerationConfig, type GenerationFields } from "./src/generation/config.ts";
 export { type GenerateOutput, GenerationMixin } from "./src/generation/mixin.ts";
 export {

@@ -50,6 +50,7 @@ const around_state: Readonly<Partial<Record<FileType, readonly [string, string][
   q4_0: [["ssm_out.weight", "Q6_K"]],
   q4_k_m: [["ssm_out.weight", "Q6_K"], ["ssm_in.weight", "Q5_K"]],
   q5_k_m: [["ssm_out.weight", "Q6_K"]],
+  q6_k: [["ssm_out.weight", "Q8_0"]],
 };
 
 /** Whether a tensor is a matrix of a projection or table: all others stay f32. */

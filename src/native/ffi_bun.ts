@@ -1,6 +1,6 @@
 /** Bun's FFI: the only file that names it. */
 
-import type { CallTable, OpenedLibrary } from "./ffi.ts";
+import type { CallTable, OpenedLibrary } from "./calls.ts";
 
 /**
  * Opens a shared library.

@@ -1,6 +1,6 @@
 /** Deno's FFI and permissions: the only file that names them. */
 
-import type { CallTable, NativeCall, OpenedLibrary } from "./ffi.ts";
+import type { CallTable, NativeCall, OpenedLibrary } from "./calls.ts";
 
 interface DenoDefinition {
   name: string;

@@ -2,8 +2,8 @@
 
 import { setImmediate } from "node:timers";
 import { abi_hash, JobKind, JobOptions, JobReport, JobState, Status } from "./bindings.gen.ts";
+import type { OpenedLibrary } from "./calls.ts";
 import { NativeError, throwStatus } from "./error.ts";
-import type { OpenedLibrary } from "./ffi.ts";
 import { watchLeak } from "./leak.ts";
 import type { Native } from "./native.ts";
 import { packStruct, readStruct } from "./struct.ts";

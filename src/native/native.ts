@@ -10,8 +10,8 @@ import {
   Info as InfoStruct,
   Span,
 } from "./bindings.gen.ts";
+import type { OpenedLibrary } from "./calls.ts";
 import { NativeError, throwStatus } from "./error.ts";
-import type { OpenedLibrary } from "./ffi.ts";
 import { type JobOptionsInit, NativeJob, packJobOptions } from "./job.ts";
 import { packStruct, packStructs, readStruct } from "./struct.ts";
 

@@ -8,8 +8,9 @@
  * @module
  */
 import { Tokenizer } from "@huggingface/tokenizers";
-import { createSteps, type DecoderJson, type Step } from "./decoder.ts";
+import { createSteps, type DecoderJson } from "./decoder.ts";
 import type { PostProcessorJson } from "./post_processor.ts";
+import type { Step } from "./step.ts";
 import type { AddedToken, AddedTokenEntry } from "./types.ts";
 
 /** The parts of tokenizer.json that this file reads. */

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Sink, Step } from "./decoder.ts";
+import type { Sink, Step } from "./step.ts";
 
 /**
  * Characters of the byte alphabet; printable Latin-1 stands for itself, the rest starts at U+0100.

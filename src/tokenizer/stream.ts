@@ -4,8 +4,9 @@
  * @module
  */
 import type { Backend } from "./backend.ts";
-import { CleanUpStep, type Step, StepChain } from "./decoder.ts";
+import { CleanUpStep, StepChain } from "./decoder.ts";
 import { checkId } from "./options.ts";
+import type { Step } from "./step.ts";
 import type { DecodeOptions } from "./types.ts";
 
 /** What a decoder needs of a tokenizer. */

@@ -52,7 +52,8 @@ pub const Status = enum(i32) {
 };
 
 /// The types behind `i32` are weights in blocks of 32 or 256 columns with their own scale, as GGUF
-/// files hold them: `cpu/block.zig` defines each block.
+/// files hold them: `cpu/block.zig` defines each block. The last has 8 bits a weight (1 sign, 4
+/// exponent, 3 fraction; NaN but no infinity) and one f32 scale a row, as FP8 checkpoints hold them.
 pub const DType = enum(u32) {
     f32 = 0,
     bf16 = 1,
@@ -63,6 +64,7 @@ pub const DType = enum(u32) {
     q4_k = 6,
     q5_k = 7,
     q6_k = 8,
+    f8_e4m3 = 9,
 };
 
 /// Where an operand's bytes lie.
@@ -92,7 +94,8 @@ pub const Layout = enum(u32) {
     /// A weight (N, K) in panels of 16 output features, padded with zeros to whole panels:
     /// f32 and f16 as [N/16][K][16]; bf16 as [N/16][K/2][16][2] (K padded to even), so that one u32
     /// holds the two bf16 of neighbouring k: the even one in the low half. Blocks of 16 rows lie
-    /// interleaved: see `cpu/block_panel.zig`.
+    /// interleaved: see `cpu/block_panel.zig`. f8_e4m3 has in each panel the f32 scales of
+    /// its 16 rows and then [K][16].
     panel = 1,
 };
 
@@ -150,13 +153,14 @@ pub const Op = enum(u32) {
     /// The same, when every sequence has exactly one token.
     causal_conv1d_update = 12,
     /// x(tokens,H*P), dt(tokens,H), B(tokens,G*N), C(tokens,G*N), A_log(H) f32, D(H) f32,
-    /// dt_bias(H) f32, ssm_state:state(H,N,P) f32 -> y(tokens,H*P).
+    /// dt_bias(H) f32, ssm_state:state(H,N,P) f32, bf16 or f16 -> y(tokens,H*P).
     /// attrs: 0 heads, 1 head_dim P, 2 groups G, 3 state N, 4 dt_min f, 5 dt_max f
     ssm_scan = 13,
     /// The same, when every sequence has exactly one token.
     ssm_update = 14,
     /// k(tokens,KVH*hd), v(tokens,KVH*hd), k_pages:kv(KVH,page_tokens/16,hd,16),
-    /// v_pages:kv(KVH,page_tokens,hd). Writes positions past_len[s] + i of each sequence.
+    /// v_pages:kv(KVH,page_tokens,hd), both f32, bf16, f16 or, where hd is a multiple of 32, q8_0
+    /// as `cpu/attention_q8.zig` lays it out. Writes positions past_len[s] + i of each sequence.
     /// attrs: 0 kv_heads, 1 head_dim
     kv_append = 15,
     /// q(tokens,NH*hd), k_pages, v_pages as above -> out(tokens,NH*hd). Causal, each sequence by
@@ -334,7 +338,8 @@ pub const Info = extern struct {
 };
 
 /// One tensor to bring from a file into a buffer. Weights in blocks may become f32, bf16 or f16,
-/// and those may become blocks, also of another type.
+/// and those may become blocks, also of another type. f8_e4m3 become panels of themselves, or
+/// any other type.
 pub const LoadItem = extern struct {
     file: u32,
     buffer: u32,
@@ -350,6 +355,13 @@ pub const LoadItem = extern struct {
     /// Where rows are reordered: rows of one attention head, and how many of them rotate.
     head_rows: u32,
     rotary_rows: u32,
+    /// Of f8_e4m3: the file with the rows' scales (0: all are 1), f32, bf16 or f16, one a row or
+    /// one for all.
+    scales_file: u32,
+    scales_dtype: DType,
+    n_scales: u32,
+    reserved: u32,
+    scales_offset: u64,
 };
 
 /// What happens to a tensor between file and buffer, besides its type and layout.

@@ -246,7 +246,10 @@ pub const Fuzzer = struct {
     fn loadItem(f: *Fuzzer, random: Random, i: usize) command.LoadItem {
         const rows = 1 + random.uintLessThan(u32, 30);
         const cols = if (random.boolean()) 256 else 1 + random.uintLessThan(u32, 30);
-        const dtypes = [_]command.DType{ .f32, .bf16, .f16, .q8_0, .q4_0, .q4_k, .q5_k, .q6_k };
+        const dtypes = [_]command.DType{
+            .f32,  .bf16, .f16,  .q8_0,    .q4_0,
+            .q4_k, .q5_k, .q6_k, .f8_e4m3,
+        };
         const from = dtypes[random.uintLessThan(usize, dtypes.len)];
         const size = @as(u64, rows) * block.rowBytes(from, cols);
         return .{
@@ -263,6 +266,11 @@ pub const Fuzzer = struct {
             .transform = random.enumValue(command.Transform),
             .head_rows = random.uintAtMost(u32, rows),
             .rotary_rows = random.uintAtMost(u32, rows),
+            .scales_file = if (from == .f8_e4m3) f.any(random, f.file) else 0,
+            .scales_dtype = dtypes[random.uintLessThan(usize, 4)],
+            .n_scales = if (random.boolean()) 1 else rows,
+            .reserved = 0,
+            .scales_offset = random.uintLessThan(u64, file_bytes / 2),
         };
     }
     fn wait(f: *Fuzzer, random: Random) void {

@@ -7,6 +7,7 @@ const block = @import("cpu/block.zig");
 const buffer = @import("buffer.zig");
 const file = @import("file.zig");
 const job = @import("job.zig");
+const load_scales = @import("load_scales.zig");
 const status = @import("status.zig");
 const DType = command.DType;
 const Failure = status.Failure;
@@ -19,6 +20,8 @@ const part_bytes: u64 = 512 << 10;
 pub const Item = struct {
     raw: LoadItem,
     file: *file.File,
+    /// That with the rows' scales, where they have any.
+    scales: ?*file.File,
     buffer: *buffer.Buffer,
     /// Where rows keep their order and places, a block, or an element where there are none, is a
     /// row of its own.
@@ -30,13 +33,20 @@ pub const Item = struct {
     first_part: u64,
     n_parts: u64,
 
-    pub fn init(raw: LoadItem, from: *file.File, to: *buffer.Buffer, first_part: u64) Item {
+    pub fn init(
+        raw: LoadItem,
+        from: *file.File,
+        scales: ?*file.File,
+        to: *buffer.Buffer,
+        first_part: u64,
+    ) Item {
         const is_panel = raw.layout == .panel;
         const unit = @max(block.columns(raw.src_dtype), block.columns(raw.dst_dtype));
-        const whole = is_panel or reorders(raw);
+        const whole = is_panel or reorders(raw) or raw.src_dtype == .f8_e4m3;
         var item: Item = .{
             .raw = raw,
             .file = from,
+            .scales = scales,
             .buffer = to,
             .rows = if (whole) raw.rows else @as(u64, raw.rows) * raw.cols / unit,
             .cols = if (whole) raw.cols else unit,
@@ -49,6 +59,7 @@ pub const Item = struct {
     }
     pub fn release(item: Item) void {
         item.file.object.release();
+        if (item.scales) |scales| scales.object.release();
         item.buffer.object.release();
     }
     fn groups(item: Item) u64 {
@@ -67,10 +78,12 @@ pub const Item = struct {
         return item.raw.layout == .panel or item.raw.src_dtype != item.raw.dst_dtype or
             item.raw.transform != .none;
     }
-    /// The dtype in which rows go into panels: packing changes floats on the way, but no blocks.
+    /// The dtype in which rows go into panels: packing changes floats on the way, but no blocks
+    /// and no f8_e4m3.
     pub fn packedFrom(item: Item) DType {
-        if (block.is(item.raw.dst_dtype)) return item.raw.dst_dtype;
-        return if (block.is(item.raw.src_dtype)) .f32 else item.raw.src_dtype;
+        const raw = item.raw;
+        if (block.is(raw.dst_dtype) or raw.dst_dtype == .f8_e4m3) return raw.dst_dtype;
+        return if (block.is(raw.src_dtype) or raw.src_dtype == .f8_e4m3) .f32 else raw.src_dtype;
     }
     /// Whether a part becomes another dtype before it goes into panels.
     pub fn becomes(item: Item) bool {
@@ -118,6 +131,7 @@ pub fn check(
     c: *job.Context,
     raw: LoadItem,
     from: *const file.File,
+    scales: ?*const file.File,
     to: *const buffer.Buffer,
     i: usize,
     f: *Failure,
@@ -129,6 +143,7 @@ pub fn check(
     );
     try checkTypes(raw, i, f);
     try checkTransform(raw, i, f);
+    try load_scales.check(raw, if (scales) |s| s.bytes else null, i, f);
     const src = size(raw, raw.src_dtype);
     if (raw.src_bytes != src) return f.set(
         .range,
@@ -166,6 +181,12 @@ fn checkTypes(raw: LoadItem, i: usize, f: *Failure) Rejected!void {
         .type,
         "Expected i32 of item {d} to stay as they are but found {t} to become {t} ({t})",
         .{ i, raw.src_dtype, raw.dst_dtype, raw.layout },
+    );
+    const f8: DType = .f8_e4m3;
+    if (raw.dst_dtype == f8 and (raw.src_dtype != f8 or raw.layout != .panel)) return f.set(
+        .type,
+        "Expected item {d} to become {t} in panels, of itself, but found {t} to become {t} ({t})",
+        .{ i, f8, raw.src_dtype, raw.dst_dtype, raw.layout },
     );
     for ([_]DType{ raw.src_dtype, raw.dst_dtype }) |dtype| {
         const columns = block.columns(dtype);
@@ -228,11 +249,11 @@ test "rows of heads go to pairs and back" {
     raw.head_rows = 10;
     raw.rotary_rows = 6;
     raw.transform = .rope_to_pairs;
-    const pairs: Item = .init(raw, undefined, undefined, 0);
+    const pairs: Item = .init(raw, undefined, null, undefined, 0);
     const wanted = [_]u64{ 0, 3, 1, 4, 2, 5, 6, 7, 8, 9 };
     for (wanted, 0..) |from, r| try std.testing.expectEqual(from, pairs.sourceRow(r));
     for (wanted, 0..) |from, r| try std.testing.expectEqual(from + 10, pairs.sourceRow(r + 10));
     raw.transform = .rope_to_halves;
-    const halves: Item = .init(raw, undefined, undefined, 0);
+    const halves: Item = .init(raw, undefined, null, undefined, 0);
     for (0..20) |r| try std.testing.expectEqual(r, halves.sourceRow(pairs.sourceRow(r)));
 }

@@ -32,7 +32,7 @@ pub const Role = union(enum) {
     table,
     /// f32 weight (C, W) without gaps.
     taps,
-    /// f32 place in a slot, of this rank.
+    /// Place in a slot, of this rank: f32, and of rank 3 on a CPU also bf16 or f16.
     state: u32,
     /// Place in a page, of this rank.
     kv: u32,
@@ -232,7 +232,9 @@ fn checkRole(c: *const Checked, i: usize, o: Operand) Rejected!void {
         },
         .state => |rank| {
             try expectPlace(c, i, o, .state, rank);
-            try expectDType(c, i, o, &.{.f32});
+            if (rank == 3 and c.plan.device == .cpu) {
+                try expectDType(c, i, o, &.{ .f32, .bf16, .f16 });
+            } else try expectDType(c, i, o, &.{.f32});
         },
         .kv => |rank| try expectPlace(c, i, o, .kv, rank),
         .step => |field| return expectStep(c, i, o, field),

@@ -3,6 +3,7 @@
 const std = @import("std");
 const command = @import("command");
 const block = @import("cpu/block.zig");
+const panel = @import("cpu/panel.zig");
 const failure = @import("validate_failure.zig");
 const ops = @import("validate_ops.zig");
 const overlap = @import("validate_overlap.zig");
@@ -137,9 +138,15 @@ fn most(found: u64, limit: u64, what: []const u8, f: *Failure) Rejected!void {
 /// Bytes from an operand's first element to its last one's end. No overflow: every factor fits 32
 /// bits, so products of three fit 128.
 pub fn extent(o: Operand) u128 {
+    if (block.is(o.dtype) and o.space == .kv)
+        return inner(o) * o.shape[0] / block.columns(o.dtype) * block.bytes(o.dtype);
     if (block.is(o.dtype)) {
         const rows: u128 = std.mem.alignForward(u64, o.shape[0], rowsTogether(o));
         return rows * block.rowBytes(o.dtype, o.shape[1]);
+    }
+    if (o.dtype == .f8_e4m3) {
+        const panels: u128 = (@as(u128, o.shape[0]) + command.panel - 1) / command.panel;
+        return panels * panel.panelBytes(o.dtype, o.shape[1]);
     }
     const size: u128 = if (o.dtype == .bf16 or o.dtype == .f16) 2 else 4;
     if (o.layout == .panel) {
@@ -160,8 +167,9 @@ fn inner(o: Operand) u128 {
     return @as(u128, o.shape[1]) * o.shape[2] * o.shape[3];
 }
 
-/// Blocks hold whole rows of matrices and nothing else.
+/// Blocks hold whole rows of matrices, and those of 8 bits whole heads of keys or values.
 fn checkBlocks(o: Operand, i: usize, f: *Failure) Rejected!void {
+    if (o.space == .kv) return checkPageBlocks(o, i, f);
     if (o.space != .weight or o.rank != 2 or o.rows != .fixed) return f.set(
         .type,
         "Expected {t} of operand {d} to be a weight of rank 2 but found rank {d} in space {t}",
@@ -180,6 +188,21 @@ fn checkBlocks(o: Operand, i: usize, f: *Failure) Rejected!void {
     );
 }
 
+/// `cpu/attention_q8.zig` says how they lie.
+fn checkPageBlocks(o: Operand, i: usize, f: *Failure) Rejected!void {
+    if (o.dtype != .q8_0) return f.set(
+        .type,
+        "Expected operand {d} in space kv to be f32, bf16, f16 or q8_0 but found {t}",
+        .{ i, o.dtype },
+    );
+    // Both layouts have the channels as their third dimension.
+    if (o.rank < 3 or o.shape[2] % block.short != 0) return f.set(
+        .range,
+        "Expected channels of operand {d} to be a multiple of {d} as {t} needs but found {d}",
+        .{ i, block.short, o.dtype, o.shape[2] },
+    );
+}
+
 fn checkOperand(
     h: PlanHeader,
     o: Operand,
@@ -189,6 +212,11 @@ fn checkOperand(
 ) Rejected!void {
     try checkShape(h, o, i, f);
     if (block.is(o.dtype)) try checkBlocks(o, i, f);
+    if (o.dtype == .f8_e4m3 and o.layout != .panel) return f.set(
+        .type,
+        "Expected {t} of operand {d} to be a weight in panels but found {t} in space {t}",
+        .{ o.dtype, i, o.layout, o.space },
+    );
     const is_float = o.dtype != .i32;
     if (is_float != (o.space != .step)) return f.set(
         .type,

@@ -10,7 +10,9 @@ const exchange = @import("exchange.zig");
 const file = @import("file.zig");
 const handle = @import("handle.zig");
 const job = @import("job.zig");
+const block = @import("cpu/block.zig");
 const load_item = @import("load_item.zig");
+const load_scales = @import("load_scales.zig");
 const memory = @import("memory.zig");
 const status = @import("status.zig");
 const sync = @import("sync.zig");
@@ -74,9 +76,18 @@ pub fn prepare(c: *job.Context, data: []const u8, f: *Failure) Rejected!Load {
             from.object.release();
             return e;
         };
-        const item: Item = .init(raw, from, to, l.n_parts);
+        const scales = if (raw.scales_file == 0) null else handle.get(
+            file.File,
+            raw.scales_file,
+            f,
+        ) catch |e| {
+            from.object.release();
+            to.object.release();
+            return e;
+        };
+        const item: Item = .init(raw, from, scales, to, l.n_parts);
         l.items.appendAssumeCapacity(item);
-        try load_item.check(c, raw, from, to, i, f);
+        try load_item.check(c, raw, from, scales, to, i, f);
         l.n_parts += item.n_parts;
         c.total += raw.src_bytes;
         if (c.device.gpu != null)
@@ -137,7 +148,6 @@ const Shared = struct {
 
     fn bring(s: *Shared, item: Item, part: u64, room: []u8, f: *Failure) Rejected!void {
         const raw = item.raw;
-        const kernels = s.context.device.kernels;
         const row = item.rowOf(part);
         const rows = item.rowOf(part + 1) - row;
         const dst = item.buffer.memory.ptr() + raw.dst_offset;
@@ -150,9 +160,9 @@ const Shared = struct {
             try read(item, row, room[0 .. rows * item.rowBytes()], f);
             if (raw.layout == .row_major) {
                 const at = dst + row * item.outBytes();
-                kernels.convert(at, raw.dst_dtype, room.ptr, raw.src_dtype, rows * item.cols);
+                try s.convert(item, row, rows, at, raw.dst_dtype, room.ptr, f);
                 transform(raw.transform, at, rows * item.cols);
-            } else s.pack(item, row, rows, room);
+            } else try s.pack(item, row, rows, room, f);
         }
         _ = s.context.done.fetchAdd(rows * item.rowBytes(), .monotonic);
     }
@@ -164,24 +174,59 @@ const Shared = struct {
         try read(item, row, ready, f);
         if (item.converts()) {
             ready = room[item.readRoom()..][0 .. rows * item.outBytes()];
-            const n = rows * item.cols;
-            const kernels = s.context.device.kernels;
-            kernels.convert(ready.ptr, raw.dst_dtype, room.ptr, raw.src_dtype, n);
-            transform(raw.transform, ready.ptr, n);
+            try s.convert(item, row, rows, ready.ptr, raw.dst_dtype, room.ptr, f);
+            transform(raw.transform, ready.ptr, rows * item.cols);
         }
         try item.buffer.memory.write(raw.dst_offset + row * item.outBytes(), ready, f);
     }
 
+    /// Converts rows that lie as they are in the file; those with scales one by one.
+    fn convert(
+        s: *Shared,
+        item: Item,
+        row: u64,
+        rows: u64,
+        dst: [*]u8,
+        to: command.DType,
+        src: [*]const u8,
+        f: *Failure,
+    ) Rejected!void {
+        const change = s.context.device.kernels.convert;
+        const from = item.raw.src_dtype;
+        if (from != .f8_e4m3) return change(dst, to, src, from, rows * item.cols, 1);
+        const out_bytes = block.rowBytes(to, item.cols);
+        var scales: [load_scales.some]f32 = undefined;
+        for (0..rows) |r| {
+            const at = r % scales.len;
+            if (at == 0)
+                try load_scales.read(item, row + r, scales[0..@min(scales.len, rows - r)], f);
+            const numbers = src + r * item.rowBytes();
+            change(dst + r * out_bytes, to, numbers, from, item.cols, scales[at]);
+        }
+    }
+
     /// Packs rows that lie in `room` into their panels.
-    fn pack(s: *Shared, item: Item, row: u64, rows: u64, room: []u8) void {
+    fn pack(
+        s: *Shared,
+        item: Item,
+        row: u64,
+        rows: u64,
+        room: []u8,
+        f: *Failure,
+    ) Rejected!void {
         const raw = item.raw;
         const kernels = s.context.device.kernels;
         const panel = kernels.panel_bytes(raw.dst_dtype, command.panel, raw.cols);
         const from = item.packedFrom();
         const ready = room.ptr + item.readRoom();
-        if (item.becomes()) kernels.convert(ready, from, room.ptr, raw.src_dtype, rows * item.cols);
+        if (item.becomes()) try s.convert(item, row, rows, ready, from, room.ptr, f);
+        const dst = item.buffer.memory.ptr() + raw.dst_offset + row / command.panel * panel;
+        if (raw.dst_dtype == .f8_e4m3) {
+            try load_scales.refuseNaN(item, row, room[0 .. rows * item.cols], f);
+            try load_scales.intoPanels(item, row, rows, dst, f);
+        }
         const job_of_pack: Pack = .{
-            .dst = item.buffer.memory.ptr() + raw.dst_offset + row / command.panel * panel,
+            .dst = dst,
             .src = if (item.becomes()) ready else room.ptr,
             .dst_dtype = raw.dst_dtype,
             .src_dtype = from,

@@ -9,6 +9,8 @@ export interface ModelFlags {
   dtype: "auto" | "float32" | "bfloat16" | "float16";
   device: DeviceName;
   threads?: number;
+  cacheDtype?: "float32" | "bfloat16" | "float16" | "q8_0";
+  stateDtype?: "float32" | "bfloat16" | "float16";
 }
 
 function toNumber(text: string): number {
@@ -65,6 +67,14 @@ export function addModel(command: Command): Command {
     .addOption(
       new Option("--dtype <name>", "dtype of the weights; auto: as stored")
         .choices(["auto", "float32", "bfloat16", "float16"]).default("auto"),
+    )
+    .addOption(
+      new Option("--cache-dtype <name>", "what keys and values are kept as")
+        .choices(["float32", "bfloat16", "float16", "q8_0"]),
+    )
+    .addOption(
+      new Option("--state-dtype <name>", "what SSM states are kept as")
+        .choices(["float32", "bfloat16", "float16"]),
     )
     .option("--device <name>", "auto, cpu, cuda or cuda:N", deviceName, "cpu")
     .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1));

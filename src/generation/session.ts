@@ -265,6 +265,7 @@ export class Session {
   }
 
   #checkGiven(cache: HybridMambaAttentionDynamicCache): void {
+    cache.checkFits(this.runtime.layout);
     if (cache.batch_size !== this.rows.length) {
       throw new RangeError(
         `Expected past_key_values for ${this.rows.length} rows but found one for ` +

@@ -42,6 +42,7 @@ const dtype_codes: Record<DTypeName, number> = {
   float32: DType.f32,
   bfloat16: DType.bf16,
   float16: DType.f16,
+  float8_e4m3fn: DType.f8_e4m3,
   int32: DType.i32,
   q8_0: DType.q8_0,
   q4_0: DType.q4_0,

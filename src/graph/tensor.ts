@@ -2,11 +2,12 @@
 
 import type { Graph } from "./graph.ts";
 
-/** Element types by HF's names; those behind them are weights in blocks, by GGUF's names. */
+/** Element types by PyTorch's names; those behind them are weights in blocks, by GGUF's names. */
 export type DTypeName =
   | "float32"
   | "bfloat16"
   | "float16"
+  | "float8_e4m3fn"
   | "int32"
   | "q8_0"
   | "q4_0"

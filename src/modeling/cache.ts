@@ -1,9 +1,11 @@
 /** The cache: every sequence's states and key/value pages, a value to continue or to fork. */
 
 import type { Buffer, Device } from "../device.ts";
-import { type DataSource, elementBytes, Tensor } from "../graph/tensor.ts";
-import { page_tokens, panel } from "../native/bindings.gen.ts";
+import { type DataSource, Tensor } from "../graph/tensor.ts";
+import { page_tokens } from "../native/bindings.gen.ts";
+import { cacheBytes } from "./cache_dtypes.ts";
 import type { CacheLayout } from "./cache_layout.ts";
+import { type PageOfLayer, pageValues } from "./cache_view.ts";
 import { PagePool } from "./page_pool.ts";
 import { widen } from "./rows.ts";
 
@@ -171,34 +173,19 @@ export class HybridMambaAttentionDynamicCache {
     }
     const [kv_heads, , head_dim] = layer.values.shape;
     const shape = [kv_heads, this.lengths[row], head_dim];
-    return {
-      keys: this.#lazy(
-        shape,
-        () =>
-          this.#positions(
-            layer.keys,
-            row,
-            kv_heads,
-            head_dim,
-            (head, at, d) =>
-              this.layout.device === "cuda"
-                ? (head * page_tokens + at) * head_dim + d
-                : ((head * (page_tokens / panel) + Math.floor(at / panel)) * head_dim + d) * panel +
-                  at % panel,
-          ),
-      ),
-      values: this.#lazy(
-        shape,
-        () =>
-          this.#positions(
-            layer.values,
-            row,
-            kv_heads,
-            head_dim,
-            (head, at, d) => (head * page_tokens + at) * head_dim + d,
-          ),
-      ),
-    };
+    const page = { kv_heads, head_dim, dtype: layer.keys.dtype, device: this.layout.device };
+    const read = (kind: "keys" | "values") =>
+      this.#lazy(shape, () => this.#positions(layer[kind], row, { ...page, kind }));
+    return { keys: read("keys"), values: read("values") };
+  }
+
+  /** @throws {TypeError} when a model with this layout cannot go on with the cache */
+  checkFits(layout: CacheLayout): void {
+    if (layout === this.layout || layout.key === this.layout.key) return;
+    throw new TypeError(
+      "Expected past_key_values of this model, with its cache_dtype and state_dtype, " +
+        "but found those of another",
+    );
   }
 
   /** Gives the memory back; the cache cannot be used afterwards. */
@@ -278,38 +265,27 @@ export class HybridMambaAttentionDynamicCache {
 
   #slot(tensor: Tensor, row: number): Float32Array {
     this.#check();
-    const out = new Float32Array(tensor.size);
+    const raw = new Uint8Array(cacheBytes(tensor.size, tensor.dtype));
     const storage = tensor.storage as { offset: number };
-    this.#state.read(
-      this.#slots[row] * this.layout.slot_bytes + storage.offset,
-      new Uint8Array(out.buffer),
-    );
-    return out;
+    this.#state.read(this.#slots[row] * this.layout.slot_bytes + storage.offset, raw);
+    return widen(raw, tensor.dtype);
   }
 
-  #positions(
-    tensor: Tensor,
-    row: number,
-    kv_heads: number,
-    head_dim: number,
-    place: (head: number, at: number, d: number) => number,
-  ): Float32Array {
+  /** All positions of a row: (kv_heads, length, head_dim). */
+  #positions(tensor: Tensor, row: number, page: PageOfLayer): Float32Array {
     this.#check();
+    const { kv_heads, head_dim } = page;
     const length = this.lengths[row];
     const out = new Float32Array(kv_heads * length * head_dim);
-    const raw = new Uint8Array(tensor.size * elementBytes(tensor.dtype));
-    let page: Float32Array = new Float32Array();
+    const raw = new Uint8Array(cacheBytes(tensor.size, tensor.dtype));
     const storage = tensor.storage as { offset: number };
-    for (let t = 0; t < length; t++) {
-      const at = t % page_tokens;
-      if (at === 0) {
-        this.#pages.read(row, t, storage.offset, raw);
-        page = widen(raw, tensor.dtype);
-      }
+    for (let t = 0; t < length; t += page_tokens) {
+      this.#pages.read(row, t, storage.offset, raw);
+      const values = pageValues(raw, page);
+      const n = Math.min(page_tokens, length - t) * head_dim;
       for (let head = 0; head < kv_heads; head++) {
-        for (let d = 0; d < head_dim; d++) {
-          out[(head * length + t) * head_dim + d] = page[place(head, at, d)];
-        }
+        const from = head * page_tokens * head_dim;
+        out.set(values.subarray(from, from + n), (head * length + t) * head_dim);
       }
     }
     return out;

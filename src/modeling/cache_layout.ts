@@ -1,8 +1,9 @@
 /** How one sequence's states and one page's keys and values are laid out in memory. */
 
 import type { DeviceKindName } from "../native/native.ts";
-import { type DTypeName, elementBytes, Tensor } from "../graph/tensor.ts";
+import { type DTypeName, Tensor } from "../graph/tensor.ts";
 import { page_tokens, panel } from "../native/bindings.gen.ts";
+import { cacheBytes, type CacheDTypes, resolveCacheDTypes } from "./cache_dtypes.ts";
 
 /** What one layer keeps from token to token. */
 export type LayerCacheSpec =
@@ -38,21 +39,31 @@ export class CacheLayout {
   readonly slot_bytes: number;
   /** Bytes of the keys and values of {@link page_tokens} positions. */
   readonly page_bytes: number;
+  /** The same for layouts that lie alike. */
+  readonly key: string;
 
   /**
    * @param device its kernels want states and keys in orders of their own: docs/contract.md
-   * @param activations dtype of keys and values, and of what runs between the layers
+   * @param activations dtype of what runs between the layers
+   * @param dtypes what keys and values, and SSM states, are kept as
+   * @throws as {@link resolveCacheDTypes}
    */
   constructor(
     readonly specs: readonly LayerCacheSpec[],
     readonly device: DeviceKindName = "cpu",
     readonly activations: DTypeName = "float32",
+    dtypes: CacheDTypes = {},
   ) {
+    const { cache_dtype, state_dtype } = resolveCacheDTypes(dtypes, specs, device, activations);
+    this.key = JSON.stringify([specs, device, cache_dtype, state_dtype]);
     let slot_bytes = 0;
     let page_bytes = 0;
-    const region = (space: "state" | "kv", shape: readonly number[]) => {
-      const dtype = space === "state" ? "float32" : activations;
-      const bytes = align(shape.reduce((a, b) => a * b, elementBytes(dtype)));
+    const region = (
+      space: "state" | "kv",
+      shape: readonly number[],
+      dtype: DTypeName = cache_dtype,
+    ) => {
+      const bytes = align(cacheBytes(shape.reduce((a, b) => a * b, 1), dtype));
       const offset = space === "state" ? slot_bytes : page_bytes;
       if (space === "state") slot_bytes += bytes;
       else page_bytes += bytes;
@@ -60,10 +71,10 @@ export class CacheLayout {
     };
     this.layers = specs.map((spec) => {
       if (spec.type === "mamba") {
-        const conv_state = region("state", spec.conv_state);
+        const conv_state = region("state", spec.conv_state, "float32");
         const [heads, state_size, head_dim] = spec.ssm_state;
         const shape = device === "cuda" ? [heads, head_dim, state_size] : spec.ssm_state;
-        return { type: spec.type, conv_state, ssm_state: region("state", shape) };
+        return { type: spec.type, conv_state, ssm_state: region("state", shape, state_dtype) };
       }
       const { kv_heads, head_dim } = spec;
       const shape = device === "cuda"

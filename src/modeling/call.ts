@@ -76,6 +76,7 @@ async function checkCall(runtime: ModelRuntime, inputs: CallInputs): Promise<Che
       `Expected past_key_values for ${rows} rows but found one for ${given.batch_size}`,
     );
   }
+  given?.checkFits(runtime.layout);
   const batch = await readBatch(rows, columns, inputs, given?.lengths);
   const labels = inputs.labels === undefined
     ? undefined

@@ -16,6 +16,7 @@ import {
   type WeightSet,
   type WeightSpec,
 } from "../weights/load.ts";
+import { type CacheDTypes, checkCacheDTypes } from "./cache_dtypes.ts";
 import { CacheLayout, type LayerCacheSpec } from "./cache_layout.ts";
 import { callModel } from "./call.ts";
 import type { CallInputs } from "./call_inputs.ts";
@@ -26,7 +27,7 @@ import type { ModelOutput } from "./outputs.ts";
 import { ModelRuntime, type RunnableModel } from "./runtime.ts";
 
 /** Options of `from_pretrained`. */
-export interface PretrainedOptions {
+export interface PretrainedOptions extends CacheDTypes {
   /** Dtype of the weights; "auto" keeps what the checkpoint stores. */
   dtype?: "auto" | "float32" | "bfloat16" | "float16";
   /** Quantizes the matrices while they load: `{ type: "q4_k_m" }`. */
@@ -62,6 +63,8 @@ export interface LoadProgress {
 const known = [
   "dtype",
   "quantization_config",
+  "cache_dtype",
+  "state_dtype",
   "device",
   "threads",
   "progress_callback",
@@ -127,6 +130,7 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     if (!dtypes.includes(dtype)) {
       throw new RangeError(`Expected dtype to be one of ${dtypes.join(", ")} but found ${dtype}`);
     }
+    checkCacheDTypes(options);
     signal?.throwIfAborted();
     const config = await this.config_class.from_pretrained(dir);
     const model = new this(config);
@@ -250,6 +254,7 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
       this.cacheSpecs(),
       device.kind,
       activations(device, specs, weights),
+      options,
     );
     this.#runtime = new ModelRuntime(this, device, layout, weights, constants, this.has_head);
   }

@@ -49,9 +49,18 @@ export function readRows({ shared, place, targets }: Segment): Float32Array {
 
 /** Native numbers as f32. @param raw at offset 0 of its buffer */
 export function widen(raw: Uint8Array, dtype: DTypeName): Float32Array {
-  if (dtype !== "bfloat16") return new Float32Array(raw.buffer);
+  if (dtype !== "bfloat16" && dtype !== "float16") return new Float32Array(raw.buffer);
   const halves = new Uint16Array(raw.buffer);
+  if (dtype === "float16") return Float32Array.from(halves, halfToFloat);
   return new Float32Array(Uint32Array.from(halves, (half) => half << 16).buffer);
+}
+
+/** An IEEE half's bits as a number. */
+export function halfToFloat(bits: number): number {
+  const [sign, exponent, fraction] = [bits >> 15 ? -1 : 1, bits >> 10 & 31, bits & 1023];
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  return sign * (1024 + fraction) * 2 ** (exponent - 25);
 }
 
 /** f32 numbers as native ones, rounded to nearest even. */

@@ -5,8 +5,8 @@ import { DType, panel } from "../native/bindings.gen.ts";
 /** Weights in blocks with their own scales, as GGUF files hold them. */
 export type BlockDType = "q8_0" | "q4_0" | "q4_k" | "q5_k" | "q6_k";
 
-/** A dtype that weights can be held in. */
-export type WeightDType = "float32" | "bfloat16" | "float16" | BlockDType;
+/** A dtype that weights can be held in. Those of 8-bit floats have a scale for each row. */
+export type WeightDType = "float32" | "bfloat16" | "float16" | "float8_e4m3fn" | BlockDType;
 
 /** How a weight's elements are ordered: `Layout` in zig/command.zig. */
 export type WeightLayout = "panel" | "row_major";
@@ -19,6 +19,7 @@ export const dtype_of_stored: Readonly<Record<string, WeightDType>> = {
   F32: "float32",
   BF16: "bfloat16",
   F16: "float16",
+  F8_E4M3: "float8_e4m3fn",
   Q8_0: "q8_0",
   Q4_0: "q4_0",
   Q4_K: "q4_k",
@@ -31,6 +32,7 @@ export const blocks: Readonly<Record<WeightDType, { columns: number; bytes: numb
   float32: { columns: 1, bytes: 4 },
   bfloat16: { columns: 1, bytes: 2 },
   float16: { columns: 1, bytes: 2 },
+  float8_e4m3fn: { columns: 1, bytes: 1 },
   q8_0: { columns: 32, bytes: 34 },
   q4_0: { columns: 32, bytes: 18 },
   q4_k: { columns: 256, bytes: 144 },
@@ -45,7 +47,7 @@ export function isBlocks(dtype: WeightDType): dtype is BlockDType {
 
 /** Whether a device has kernels for a dtype: what has none is told, never turned into another. */
 export function isRunnable(device: "cpu" | "cuda", dtype: WeightDType): boolean {
-  return device === "cpu" || !isBlocks(dtype);
+  return device === "cpu" || (!isBlocks(dtype) && dtype !== "float8_e4m3fn");
 }
 
 /** The library's numbers of dtypes. */
@@ -53,6 +55,7 @@ export const dtype_codes: Readonly<Record<WeightDType, number>> = {
   float32: DType.f32,
   bfloat16: DType.bf16,
   float16: DType.f16,
+  float8_e4m3fn: DType.f8_e4m3,
   q8_0: DType.q8_0,
   q4_0: DType.q4_0,
   q4_k: DType.q4_k,
@@ -85,7 +88,8 @@ export function layoutBytes(
   const padded_rows = Math.ceil(rows / panel) * panel;
   // bf16 panels hold pairs of neighbouring columns.
   const padded_cols = dtype === "bfloat16" ? Math.ceil(cols / 2) * 2 : cols;
-  return rowsBytes(padded_rows, padded_cols, dtype);
+  const scales = dtype === "float8_e4m3fn" ? padded_rows * 4 : 0;
+  return scales + rowsBytes(padded_rows, padded_cols, dtype);
 }
 
 /** The next multiple of {@link weight_alignment}. */

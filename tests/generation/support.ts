@@ -10,7 +10,7 @@ export const folder = fileURLToPath(new URL("../../models/bamba-wordnet-8m", imp
 
 /** Loads the default model. */
 export function loadModel(
-  o: Pick<PretrainedOptions, "threads" | "dtype" | "quantization_config"> = {},
+  o: Omit<PretrainedOptions, "device"> = {},
 ): Promise<BambaForCausalLM> {
   return AutoModelForCausalLM.from_pretrained(folder, { dtype: exact_dtype, ...o });
 }

@@ -9,6 +9,7 @@ const pages = @import("attention_pages.zig");
 const spans = @import("attention_spans.zig");
 const probs = @import("attention_probs.zig");
 const command = @import("command");
+const q8 = @import("attention_q8.zig");
 const Task = kernel_zig.Task;
 const DType = command.DType;
 
@@ -46,6 +47,13 @@ pub fn kv_append_ref(t: *const Task) void {
             const d = c % hd;
             const at = pos % 64;
             const k = ((h * 4 + at / 16) * hd + d) * 16 + at % 16;
+            if (t.operands[2].dtype == .q8_0) {
+                if (d > 0) continue;
+                const head = h * 64 * hd / 32 * 34;
+                q8.putKey(t.page(2, seq, pos) + head, hd, at, t.row(0, row) + c);
+                q8.putValue(t.page(3, seq, pos) + head, hd, at, t.row(1, row) + c);
+                continue;
+            }
             put(t.operands[2].dtype, t.page(2, seq, pos), k, t.row(0, row)[c]);
             put(t.operands[3].dtype, t.page(3, seq, pos), (h * 64 + at) * hd + d, t.row(1, row)[c]);
         };
@@ -64,7 +72,11 @@ fn weights_ref(t: *const Task, row: usize, head: usize, w: []f64) usize {
         for (0..hd) |d| {
             const at = ((kv_head * 4 + pos % 64 / 16) * hd + d) * 16 + pos % 16;
             const q: f64 = t.row(0, row)[head * hd + d];
-            x.* += q * get(t.operands[1].dtype, t.page(1, seq, pos), at);
+            const page = t.page(1, seq, pos);
+            x.* += q * if (t.operands[1].dtype == .q8_0)
+                q8.getKey(page + kv_head * 64 * hd / 32 * 34, hd, pos % 64, d)
+            else
+                get(t.operands[1].dtype, page, at);
         }
         x.* *= t.attrF(3);
         max = @max(max, x.*);
@@ -90,7 +102,11 @@ pub fn attention_ref(t: *const Task) void {
             var sum: f64 = 0;
             for (w[0..n], 0..) |x, pos| {
                 const at = (kv_head * 64 + pos % 64) * hd + d;
-                sum += x * get(t.operands[2].dtype, t.page(2, seq, pos), at);
+                const page = t.page(2, seq, pos);
+                sum += x * if (t.operands[2].dtype == .q8_0)
+                    q8.getValue(page + kv_head * 64 * hd / 32 * 34, hd, pos % 64, d)
+                else
+                    get(t.operands[2].dtype, page, at);
             }
             t.row(3, row)[head * hd + d] = @floatCast(sum);
         }
@@ -109,4 +125,5 @@ pub fn attention_probs_ref(t: *const Task) void {
 
 test {
     _ = @import("attention_test.zig");
+    _ = q8;
 }

@@ -1,10 +1,10 @@
 //! The paged cache of keys and values: where a position lies, and kv_append, which fills it.
 //!
 //! Contract: position p of a sequence lies in the p / 64-th page of its table. Within a page and
-//! layer, K is (kv_heads, 4, head_dim, 16), keys across, and V is (kv_heads, 64, head_dim).
-//! kv_append writes the run's tokens at positions past_len + i, rounded to the pages' dtype, to
-//! nearest even.
-//! Work: 8 bytes read and 4 to 8 written for each key and value number; microseconds a token.
+//! layer, K is (kv_heads, 4, head_dim, 16), keys across, and V is (kv_heads, 64, head_dim); in
+//! 8-bit blocks `attention_q8` says how they lie. kv_append writes the run's tokens at positions
+//! past_len + i, rounded to the pages' dtype, to nearest even.
+//! Work: 8 bytes read and 2 to 8 written for each key and value number; microseconds a token.
 //! Ideas: keys across make the scores of 16 keys one row of a matrix product without any sum over
 //! lanes; a unit takes 16 positions of one head, so that K is written in whole vectors.
 
@@ -12,6 +12,8 @@ const std = @import("std");
 const simd = @import("simd.zig");
 const kernel_zig = @import("kernel.zig");
 const command = @import("command");
+const block_zig = @import("block.zig");
+const q8 = @import("attention_q8.zig");
 const Task = kernel_zig.Task;
 const DType = command.DType;
 
@@ -25,7 +27,7 @@ pub fn keyIndex(hd: usize, pos: usize, d: usize) usize {
 }
 /// One head's part of the K or V page of operand i that holds position pos: (64, hd) numbers.
 pub fn headPage(t: *const Task, i: usize, seq: usize, pos: usize, kv_head: usize, hd: usize) [*]u8 {
-    const bytes = page_tokens * hd * simd.size(t.operands[i].dtype);
+    const bytes = page_tokens * block_zig.rowBytes(t.operands[i].dtype, hd);
     return t.page(i, seq, pos) + kv_head * bytes;
 }
 /// The new tokens of a sequence.
@@ -81,11 +83,15 @@ fn append(t: *const Task, seq: usize, index: usize, head: usize) void {
         else => unreachable,
         inline .f32, .bf16, .f16 => |dtype| for (0..hd) |d| for (0..last - first) |i|
             put(dtype, k, keyIndex(hd, pos + i, d), t.row(0, row + i)[head * hd + d]),
+        .q8_0 => for (0..last - first) |i|
+            q8.putKey(k, hd, pos + i, t.row(0, row + i) + head * hd),
     }
     switch (t.operands[3].dtype) {
         else => unreachable,
         inline .f32, .bf16, .f16 => |dtype| for (0..last - first) |i| for (0..hd) |d|
             put(dtype, v, (pos + i) * hd + d, t.row(1, row + i)[head * hd + d]),
+        .q8_0 => for (0..last - first) |i|
+            q8.putValue(v, hd, pos + i, t.row(1, row + i) + head * hd),
     }
 }
 

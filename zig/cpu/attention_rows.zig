@@ -15,6 +15,7 @@ const std = @import("std");
 const simd = @import("simd.zig");
 const tile = @import("tile.zig");
 const pages = @import("attention_pages.zig");
+const q8 = @import("attention_q8.zig");
 const DType = @import("command").DType;
 const F = simd.F;
 const L = simd.L;
@@ -65,6 +66,30 @@ fn widen(
     }
 }
 
+/// Two vectors of keys from key `first` on, as f32 with the keys across.
+fn widenKeys(page: Page, first: usize, hd: usize, out: [*]f32) void {
+    const n = tile.width * hd;
+    if (page.dtype == .q8_0) {
+        q8.widenKeys(page.p, hd, first, tile.width / pages.block, out);
+    } else widen(page, first * hd, 1, 0, n, n, out);
+}
+
+/// `n` values from `first` on: channels d .. d + width, zeros beyond the last.
+fn widenValues(
+    page: Page,
+    first: usize,
+    n: usize,
+    hd: usize,
+    d: usize,
+    width: usize,
+    out: [*]f32,
+) void {
+    const count = @min(width, hd - d);
+    if (page.dtype == .q8_0) {
+        q8.widenValues(page.p, hd, first, n, d, count, width, out);
+    } else widen(page, first * hd + d, n, hd, count, width, out);
+}
+
 /// Products of some rows with a head's K page, whose n_keys keys are visible to some row.
 pub const Scores = struct {
     /// (n, hd)
@@ -79,7 +104,7 @@ pub const Scores = struct {
     /// `next` is what will be read after the page. Few rows wait for memory: at each step they ask
     /// for as many bytes of it as they read of the page. Many ask for the same bytes every time.
     pub fn run(s: Scores, page: Page, n_keys: usize, next: [*]const u8) void {
-        const size = simd.size(page.dtype);
+        const size = if (page.dtype == .q8_0) 1 else simd.size(page.dtype);
         const few = s.n <= tile.rows_max;
         var key: usize = 0;
         while (key < n_keys) : (key += tile.width) {
@@ -87,7 +112,7 @@ pub const Scores = struct {
             if (page.dtype == .f32) {
                 k = @ptrCast(@alignCast(@constCast(page.p)));
                 k += key * s.hd;
-            } else widen(page, key * s.hd, 1, 0, tile.width * s.hd, tile.width * s.hd, s.buffer);
+            } else widenKeys(page, key, s.hd, s.buffer);
             const right = tile.Right{
                 .p = k,
                 .step = pages.block,
@@ -222,8 +247,7 @@ pub const Rows = struct {
                     right.p = @ptrCast(@alignCast(page.p + (k * s.hd + d) * 4));
                     right.step = s.hd;
                 } else {
-                    const n = @min(v * L, s.hd - d);
-                    widen(page, k * s.hd + d, end - k, s.hd, n, v * L, s.buffer);
+                    widenValues(page, k, end - k, s.hd, d, v * L, s.buffer);
                 }
                 s.columns(v, d, first, k, end, right);
             };

@@ -3,7 +3,7 @@
 
 const std = @import("std");
 const attention = @import("attention.zig");
-const simd = @import("simd.zig");
+const block = @import("block.zig");
 const case = @import("case.zig");
 const pages = @import("attention_pages.zig");
 const kernel_zig = @import("kernel.zig");
@@ -20,6 +20,7 @@ const shapes = [_]Shape{
     .{ .heads = 2, .kv_heads = 2, .hd = 16, .dtype = .f16 },
     .{ .heads = 8, .kv_heads = 1, .hd = 64 },
     .{ .heads = 3, .kv_heads = 1, .hd = 13 },
+    .{ .heads = 4, .kv_heads = 2, .hd = 96, .dtype = .q8_0 },
 };
 
 /// Projections of every position of every slot, and a pool of pages: position p of slot s has its
@@ -50,7 +51,7 @@ const Layer = struct {
         return l;
     }
     fn pageBytes(l: Layer) usize {
-        return 2 * l.s.kv_heads * 64 * l.s.hd * simd.size(l.s.dtype);
+        return 2 * l.s.kv_heads * 64 * block.rowBytes(l.s.dtype, l.s.hd);
     }
     /// Pages full of NaN, with the keys and values that the sequences had before.
     fn cache(l: Layer, seqs: []const Seq, k: ?Kernel) ![]u8 {

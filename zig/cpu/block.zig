@@ -66,7 +66,7 @@ comptime {
 pub fn is(dtype: DType) bool {
     return switch (dtype) {
         .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => true,
-        .f32, .bf16, .f16, .i32 => false,
+        .f32, .bf16, .f16, .i32, .f8_e4m3 => false,
     };
 }
 
@@ -81,6 +81,7 @@ pub fn Of(comptime dtype: DType) type {
         .f32 => f32,
         .i32 => i32,
         .bf16, .f16 => u16,
+        .f8_e4m3 => u8,
     };
 }
 
@@ -89,7 +90,7 @@ pub fn columns(dtype: DType) usize {
     return switch (dtype) {
         .q8_0, .q4_0 => short,
         .q4_k, .q5_k, .q6_k => long,
-        .f32, .bf16, .f16, .i32 => 1,
+        .f32, .bf16, .f16, .i32, .f8_e4m3 => 1,
     };
 }
 
@@ -108,6 +109,12 @@ pub fn rowBytes(dtype: DType, cols: usize) usize {
 /// f16 bits as f32, exactly.
 pub fn half(x: u16) f32 {
     return @as(f16, @bitCast(x));
+}
+
+/// f8_e4m3 bits as f32, exactly and without their row's scale: an f16 with 4 bits of exponent less.
+pub fn eight(x: u8) f32 {
+    if (x & 0x7f == 0x7f) return std.math.nan(f32);
+    return half(@as(u16, x & 0x80) << 8 | @as(u16, x & 0x7f) << 7) * 256;
 }
 
 /// Scale and minimum of the 32 columns number j (0 to 7) of Q4_K and Q5_K, 6 bits each: those of
@@ -175,6 +182,7 @@ pub fn dequantize(comptime dtype: DType, b: *align(1) const Of(dtype), out: [*]f
         .f32 => out[0] = b.*,
         .f16 => out[0] = half(b.*),
         .bf16 => out[0] = @bitCast(@as(u32, b.*) << 16),
+        .f8_e4m3 => out[0] = eight(b.*),
         .i32 => @compileError("an i32 array holds no weights"),
     }
 }

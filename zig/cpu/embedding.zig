@@ -45,6 +45,9 @@ fn run(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callcon
                 fromRow(dtype, t.data[WEIGHT].?, id * weight.row_stride, H, out);
             },
             .i32 => unreachable,
+            .f8_e4m3 => for (0..H) |k| {
+                out[k] = panel.get(.f8_e4m3, t.data[WEIGHT].?, H, id, k);
+            },
             else => |dtype| if (weight.layout == .panel) {
                 block_panel.row(dtype, t.data[WEIGHT].?, id, H, out);
             } else {

@@ -14,8 +14,8 @@ pub const Level = extern struct {
     kernels: [n_ops]Kernel,
     /// Packs panels [begin, end) of a (rows, cols) matrix.
     pack: *const fn (*const Pack, u32, u32) callconv(.c) void,
-    /// Converts n elements in order, a multiple of both types' blocks.
-    convert: *const fn ([*]u8, DType, [*]const u8, DType, usize) callconv(.c) void,
+    /// Converts n elements in order, a multiple of both types' blocks: `convert.zig`.
+    convert: *const fn ([*]u8, DType, [*]const u8, DType, usize, f32) callconv(.c) void,
     panel_bytes: *const fn (DType, u32, u32) callconv(.c) usize,
     measure: *const fn (*measure.Shared, u32) callconv(.c) void,
 };

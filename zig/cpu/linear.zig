@@ -1,5 +1,6 @@
-//! linear: out = x · weightᵀ (+ bias) (+ residual), weights in panels of bf16, f16 or f32; what
-//! lies in blocks has its own file, `linear_blocks`.
+//! linear: out = x · weightᵀ (+ bias) (+ residual), weights in panels of bf16, f16, f8_e4m3 or f32;
+//! what lies in blocks has its own file, `linear_blocks`. An f8 weight is the f32 that its number
+//! times its row's scale rounds to: the bits are those of a matrix unpacked to f32 before.
 //!
 //! Every output is sum = fma(x[k], w[k], sum) for k = 0, 1, .. in f32, and then (sum + bias) +
 //! residual, with one row as with 512: the bits depend on nothing but the row. `linearRef` says the
@@ -306,7 +307,10 @@ fn check(c: Case) !void {
     for (b.bias) |*v| v.* = random.floatNorm(f32);
     for (b.weight) |*v| v.* = random.floatNorm(f32);
     for (b.residual) |*v| v.* = random.floatNorm(f32);
-    panel.pack(b.packed_weight.ptr, c.dtype, bytesOf(b.weight), .f32, c.N, c.K, 0, 1 << 30);
+    if (c.dtype == .f8_e4m3)
+        try packEights(arena, random, c, b.packed_weight.ptr)
+    else
+        panel.pack(b.packed_weight.ptr, c.dtype, bytesOf(b.weight), .f32, c.N, c.K, 0, 1 << 30);
     for (0..c.N) |n| for (0..c.K) |k| {
         b.weight[n * c.K + k] = panel.get(c.dtype, b.packed_weight.ptr, c.K, n, k);
     };
@@ -334,8 +338,19 @@ fn check(c: Case) !void {
     };
 }
 
+/// Any numbers but NaN, and any scales.
+fn packEights(gpa: std.mem.Allocator, random: std.Random, c: Case, to: [*]u8) !void {
+    const numbers = try gpa.alloc(u8, c.N * c.K);
+    for (numbers) |*x| x.* = random.int(u8) & 0x80 | random.uintLessThan(u8, 0x7f);
+    panel.pack(to, c.dtype, numbers.ptr, c.dtype, c.N, c.K, 0, 1 << 30);
+    for (0..panel.count(c.N)) |p| for (0..width) |i| {
+        const at = to + p * panel.panelBytes(c.dtype, c.K) + i * 4;
+        simd.st(at, random.float(f32) / 100);
+    };
+}
+
 test "equal to the scalar twin bit by bit: ugly sizes, dtypes, row counts" {
-    for ([_]DType{ .bf16, .f16, .f32 }) |dtype| {
+    for ([_]DType{ .bf16, .f16, .f8_e4m3, .f32 }) |dtype| {
         for ([_]usize{ 1, 2, 3, 4, 5, 7, 12, 13, 24, 25, 37, 129 }) |M| {
             for ([_][2]usize{ .{ 1, 1 }, .{ 3, 2 }, .{ 129, 130 }, .{ 151, 129 } }) |s|
                 try check(.{ .M = M, .N = s[0], .K = s[1], .dtype = dtype });
@@ -347,7 +362,8 @@ test "equal to the scalar twin bit by bit: ugly sizes, dtypes, row counts" {
 }
 
 test "slices of k at their edges" {
-    for ([_]DType{ .bf16, .f16, .f32 }) |dtype| for ([_]usize{ 128, 384, 768 }) |edge| {
+    const dtypes = [_]DType{ .bf16, .f16, .f8_e4m3, .f32 };
+    for (dtypes) |dtype| for ([_]usize{ 128, 384, 768 }) |edge| {
         for ([_]usize{ edge - 1, edge, edge + 1, 2 * edge + 1 }) |K| for ([_]usize{ 1, 4, 26 }) |M|
             try check(.{ .M = M, .N = 17, .K = K, .dtype = dtype });
     };

@@ -24,7 +24,7 @@ pub const NP: usize = if (simd.has_avx512) 2 else 1;
 pub fn sliceOf(dtype: DType) usize {
     return if (dtype == .bf16) 768 / NP else 384 / NP;
 }
-/// f32 that `block` needs to unpack f16 weights.
+/// f32 that `block` needs to unpack f16 and f8 weights.
 pub const wide_floats = sliceOf(.f16) * NP * width;
 
 /// Where a tile finds its activations: element (i, k) at `p[i * row + k]`, or packed at
@@ -199,9 +199,31 @@ pub fn packTile(h: usize, K: usize, x: [*]const f32, stride: usize, out: [*]f32)
     }
 }
 
-/// f16 panel rows [0, n) of k as f32.
-pub fn widen(n: usize, w: [*]const u8, out: [*]f32) void {
-    for (0..n * width / L) |i| simd.st(out + i * L, simd.ldAs(.f16, w, i * L));
+/// Whether a tile wants weights of this dtype as f32.
+pub fn isWidened(dtype: DType) bool {
+    return dtype == .f16 or dtype == .f8_e4m3;
+}
+/// Rows [k, k + n) of a panel of f16 or f8 as f32.
+pub fn widen(comptime dtype: DType, w: [*]const u8, k: usize, n: usize, out: [*]f32) void {
+    if (dtype == .f16) {
+        const at = w + panel.panelBytes(dtype, k);
+        for (0..n * width / L) |i| simd.st(out + i * L, simd.ldAs(.f16, at, i * L));
+    } else {
+        const factors = factorsOf(w);
+        for (0..n) |i| inline for (factors, 0..) |factor, j|
+            simd.st(out + i * width + j * L, eights(w, k + i, j, factor));
+    }
+}
+/// What the numbers of an f8 panel are multiplied by.
+pub inline fn factorsOf(w: [*]const u8) [width / L]F {
+    var factors: [width / L]F = undefined;
+    inline for (&factors, 0..) |*f, j| f.* = simd.ld(F, w + j * L * 4) * simd.splat(256);
+    return factors;
+}
+/// Vector j of row k of an f8 panel: rounded once, to what its number times its scale is in f32.
+pub inline fn eights(w: [*]const u8, k: usize, comptime j: usize, factor: F) F {
+    const at = w + panel.scale_bytes + k * width + j * L;
+    return simd.e2fV(simd.ld(@Vector(L, u8), at)) * factor;
 }
 
 /// Sums of panels [p0, p1) for tiles [t0, t1) of packed rows, left in c as
@@ -220,7 +242,7 @@ pub fn block(
     wide: [*]f32,
 ) void {
     switch (dtype) {
-        inline .f32, .bf16, .f16 => |d| {
+        inline .f32, .bf16, .f16, .f8_e4m3 => |d| {
             const one = panel.panelBytes(d, K);
             const KC = comptime sliceOf(d);
             const rows = cut.at(t1) - cut.at(t0);
@@ -231,11 +253,10 @@ pub fn block(
                 var sums = c;
                 while (p < p1) : (p += NP) {
                     const across: usize = @min(NP, p1 - p);
-                    const skip = panel.panelBytes(d, k);
-                    var slice = w + p * one + skip;
+                    var slice = w + p * one + panel.panelBytes(d, k);
                     var distance = one;
-                    if (d == .f16) {
-                        for (0..across) |j| widen(n, slice + j * one, wide + j * KC * width);
+                    if (comptime isWidened(d)) {
+                        for (0..across) |j| widen(d, w + (p + j) * one, k, n, wide + j * KC * width);
                         slice = @ptrCast(wide);
                         distance = KC * width * 4;
                     }

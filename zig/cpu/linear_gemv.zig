@@ -23,7 +23,7 @@ pub const max_rows = 4;
 /// Values of k for which two panels go on before the next two have their turn, when the sums of all
 /// four do not fit into registers: 4 KiB of bf16 each.
 const slice = 128;
-/// f32 that `run` needs to unpack f16 weights.
+/// f32 that `run` needs to unpack f16 and f8 weights.
 pub const wide_floats = slice * 2 * width;
 
 /// Panels of one register tile: as many as have room for their sums, at least enough of them to
@@ -69,6 +69,17 @@ fn oneRow(
                 sums[s][j] = simd.mulAdd(x0, w, sums[s][j]);
             };
         },
+        .f8_e4m3 => {
+            var factors: [S][V]F = undefined;
+            inline for (0..S) |s| factors[s] = gemm.factorsOf(at[s]);
+            for (0..K) |k| {
+                const x0 = simd.splat(x[k]);
+                inline for (0..S) |s| inline for (0..V) |j| {
+                    const w = gemm.eights(at[s], k, j, factors[s][j]);
+                    sums[s][j] = simd.mulAdd(x0, w, sums[s][j]);
+                };
+            }
+        },
         else => unreachable,
     }
     inline for (0..S) |s| inline for (0..V) |j| simd.st(c + s * width + j * L, sums[s][j]);
@@ -89,7 +100,8 @@ fn manyRows(
     c: [*]f32,
     wide: [*]f32,
 ) void {
-    const all = across == streams and dtype != .f16;
+    const widened = comptime gemm.isWidened(dtype);
+    const all = across == streams and !widened;
     const step = if (all) K else slice;
     const kind: DType = if (dtype == .bf16) .bf16 else .f32;
     var k: usize = 0;
@@ -99,8 +111,9 @@ fn manyRows(
         while (p < n_panels) : (p += across) {
             var at = w + panel.panelBytes(dtype, k) + p * distance;
             var apart = distance;
-            if (dtype == .f16) {
-                for (0..across) |j| gemm.widen(n, at + j * distance, wide + j * slice * width);
+            if (widened) {
+                for (0..across) |j|
+                    gemm.widen(dtype, w + (p + j) * distance, k, n, wide + j * slice * width);
                 at = @ptrCast(wide);
                 apart = slice * width * 4;
             }
@@ -125,7 +138,7 @@ pub fn run(
     wide: [*]f32,
 ) void {
     switch (dtype) {
-        inline .f32, .bf16, .f16 => |d| switch (rows) {
+        inline .f32, .bf16, .f16, .f8_e4m3 => |d| switch (rows) {
             1 => switch (n_panels) {
                 inline 1...streams => |S| oneRow(d, S, K, w, distance, x, c),
                 else => unreachable,

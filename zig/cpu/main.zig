@@ -64,8 +64,15 @@ fn panelBytes(dtype: DType, rows: u32, cols: u32) callconv(.c) usize {
     return panel.bytes(dtype, rows, cols);
 }
 
-fn convert(dst: [*]u8, to: DType, src: [*]const u8, from: DType, n: usize) callconv(.c) void {
-    convert_file.convert(dst, to, src, from, n);
+fn convert(
+    dst: [*]u8,
+    to: DType,
+    src: [*]const u8,
+    from: DType,
+    n: usize,
+    scale: f32,
+) callconv(.c) void {
+    convert_file.convert(dst, to, src, from, n, scale);
 }
 
 comptime {

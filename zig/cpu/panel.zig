@@ -14,6 +14,9 @@ const F = simd.F;
 const L = simd.L;
 const width = command.panel;
 
+/// Bytes before the numbers of a panel of f8_e4m3: the f32 scales of its rows.
+pub const scale_bytes = width * 4;
+
 /// Panels of a matrix with that many rows (output features).
 pub fn count(rows: usize) usize {
     return (rows + width - 1) / width;
@@ -24,6 +27,7 @@ pub fn panelBytes(dtype: DType, cols: usize) usize {
         .f32, .i32 => cols * width * 4,
         .f16 => cols * width * 2,
         .bf16 => (cols + 1) / 2 * width * 4,
+        .f8_e4m3 => scale_bytes + cols * width,
         .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => block.rowBytes(dtype, cols) * width,
     };
 }
@@ -39,6 +43,7 @@ pub fn get(dtype: DType, p: [*]const u8, cols: usize, row: usize, col: usize) f3
         .f32 => simd.get(.f32, at, col * width + lane),
         .f16 => simd.get(.f16, at, col * width + lane),
         .bf16 => simd.get(.bf16, at, (col / 2 * width + lane) * 2 + col % 2),
+        .f8_e4m3 => simd.get(.f32, at, lane) * block.eight(at[scale_bytes + col * width + lane]),
         else => unreachable,
     };
 }
@@ -65,6 +70,14 @@ pub fn pack(
         }
         return;
     }
+    if (dst_dtype == .f8_e4m3) {
+        std.debug.assert(src_dtype == dst_dtype);
+        for (panel_begin..@min(panel_end, count(rows))) |p| {
+            const at = src + p * width * cols;
+            packBytes(dst + p * panelBytes(dst_dtype, cols), at, @min(width, rows - p * width), cols);
+        }
+        return;
+    }
     switch (src_dtype) {
         inline .f32, .bf16, .f16 => |from| switch (dst_dtype) {
             inline .f32, .bf16, .f16 => |to| {
@@ -78,6 +91,19 @@ pub fn pack(
             else => unreachable,
         },
         else => unreachable,
+    }
+}
+
+/// The numbers of one panel of f8_e4m3; its scales are the caller's.
+fn packBytes(dst: [*]u8, src: [*]const u8, rows: usize, cols: usize) void {
+    const numbers = dst + scale_bytes;
+    // Some columns at a time, so that a row's cache line is read while it is there.
+    const step = 64;
+    var k: usize = 0;
+    while (k < cols) : (k += step) {
+        for (k..@min(k + step, cols)) |c| for (0..width) |r| {
+            numbers[c * width + r] = if (r < rows) src[r * cols + c] else 0;
+        };
     }
 }
 

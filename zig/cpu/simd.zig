@@ -97,6 +97,7 @@ pub inline fn size(dtype: DType) usize {
     return switch (dtype) {
         .f32, .i32 => 4,
         .bf16, .f16 => 2,
+        .f8_e4m3 => 1,
         .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => unreachable, // blocks: see block.zig
     };
 }
@@ -119,6 +120,31 @@ pub inline fn get(comptime dtype: DType, p: [*]const u8, i: usize) f32 {
         .f16 => h2f(ld(u16, at)),
         else => @compileError("not one number after another"),
     };
+}
+/// f8_e4m3 as f32, 256 times smaller than they are; NaN, which loading refuses, becomes a number.
+/// The bits shifted to where an f16 has them: its exponent counts from 15, theirs from 7.
+pub inline fn e2fV(x: @Vector(L, u8)) F {
+    const wide: @Vector(L, i16) = @as(@Vector(L, i8), @bitCast(x));
+    const bits: @Vector(L, u16) = @bitCast(wide << @splat(7));
+    return h2fV(bits & @as(@Vector(L, u16), @splat(0xbfff)));
+}
+/// Writes L elements of a row, starting with element i, rounded to nearest even. Any alignment.
+/// What f16 cannot hold becomes its largest number, so that it stays finite.
+pub inline fn stAs(comptime dtype: DType, p: [*]u8, i: usize, v: F) void {
+    const at = p + i * size(dtype);
+    switch (dtype) {
+        .f32 => st(at, v),
+        .bf16 => st(at, f2bV(v)),
+        .f16 => st(at, f2hV(max(min(v, splat(65504)), splat(-65504)))),
+        else => @compileError("not one number after another"),
+    }
+}
+/// A vector as `stAs` would keep it.
+pub inline fn asKept(comptime dtype: DType, v: F) F {
+    if (dtype == .f32) return v;
+    var kept: [L * size(dtype)]u8 = undefined;
+    stAs(dtype, &kept, 0, v);
+    return ldAs(dtype, &kept, 0);
 }
 /// The low bf16 of each u32, as f32: the even k of a panel's pairs.
 pub inline fn lo16(b: U) F {

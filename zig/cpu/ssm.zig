@@ -5,6 +5,7 @@ const simd = @import("simd.zig");
 const kernel_zig = @import("kernel.zig");
 const case = @import("case.zig");
 const scan = @import("ssm_scan.zig");
+const state_zig = @import("ssm_state.zig");
 const update = @import("ssm_update.zig");
 const Task = kernel_zig.Task;
 const Shape = update.Shape;
@@ -30,7 +31,7 @@ fn ssmColumn_ref(
     from: u32,
     to: u32,
 ) void {
-    const state = s.state(t, seq, h);
+    const state: [*]f32 = @ptrCast(@alignCast(s.state(t, seq, h)));
     var column: [512]f64 = undefined;
     const fresh = t.step.past_len.?[seq] == 0;
     for (0..s.n) |n| column[n] = if (fresh) 0 else state[n * s.p + p];
@@ -72,6 +73,8 @@ const Layer = struct {
     d: []f32,
     dt_bias: []f32,
     states: []f32,
+    /// What the states are kept as; their slots stay as far apart as those of f32.
+    kept: kernel_zig.DType = .f32,
 
     const gap = 3;
     fn init(gpa: std.mem.Allocator, s: Shape, rows: usize, seed: u64) !Layer {
@@ -97,6 +100,19 @@ const Layer = struct {
         case.fill(random, l.dt_bias, 2);
         case.fill(random, l.states, 1);
         return l;
+    }
+    fn keep(l: *Layer, comptime dtype: kernel_zig.DType) void {
+        l.kept = dtype;
+        const n = l.slotFloats();
+        for (0..case.slots) |slot| {
+            const at: [*]u8 = @ptrCast(l.states.ptr + slot * n);
+            for (0..n) |i| state_zig.stSome(
+                dtype,
+                at + i * simd.size(dtype),
+                simd.splat(l.states[slot * n + i]),
+                1,
+            );
+        }
     }
     fn slotFloats(l: Layer) usize {
         return l.s.heads * l.s.n * l.s.p;
@@ -124,6 +140,7 @@ const Layer = struct {
         c.weight(l.d, 1, s.heads);
         c.weight(l.dt_bias, 1, s.heads);
         c.state(states.ptr, l.slotFloats());
+        c.task.operands[7].dtype = l.kept;
         c.tokens(y.ptr + row * width, width, width);
         c.attr(0, s.heads);
         c.attr(1, s.p);
@@ -206,8 +223,9 @@ test "ssm_scan of one sequence of every awkward length and past" {
 test "a sequence has the same bits alone, in a batch and in any order of units" {
     var arena = std.heap.ArenaAllocator.init(testing.allocator);
     defer arena.deinit();
-    for (shapes, 0..) |s, i| {
-        const l = try Layer.init(arena.allocator(), s, batch_rows, 40 + i);
+    inline for (.{ .f32, .bf16, .f16 }) |kept| for (shapes, 0..) |s, i| {
+        var l = try Layer.init(arena.allocator(), s, batch_rows, 40 + i);
+        l.keep(kept);
         const packed_y = try l.output();
         const packed_states = try l.pool();
         try l.run(scan.kernel, .whole, &batch, 0, packed_states, packed_y);
@@ -227,7 +245,7 @@ test "a sequence has the same bits alone, in a batch and in any order of units" 
         }
         try case.expectSameBits(packed_y, y);
         try case.expectSameBits(packed_states, states);
-    }
+    };
 }
 
 /// One sequence of all the layer's tokens, run in parts.
@@ -244,8 +262,9 @@ fn runCut(l: Layer, cuts: []const u32, states: []f32, y: []f32) !void {
 test "cutting a prompt at multiples of 64 leaves every bit, elsewhere the value" {
     var arena = std.heap.ArenaAllocator.init(testing.allocator);
     defer arena.deinit();
-    for (shapes, 0..) |s, i| {
-        const l = try Layer.init(arena.allocator(), s, 257, 80 + i);
+    inline for (.{ .f32, .bf16, .f16 }) |kept| for (shapes, 0..) |s, i| {
+        var l = try Layer.init(arena.allocator(), s, 257, 80 + i);
+        l.keep(kept);
         const want = try l.output();
         const want_states = try l.pool();
         try runCut(l, &.{}, want_states, want);
@@ -262,14 +281,14 @@ test "cutting a prompt at multiples of 64 leaves every bit, elsewhere the value"
             try case.expectSameBits(want, y);
             try case.expectSameBits(want_states, states);
         }
-        for ([_][]const u32{ &.{1}, &.{ 1, 2, 3 }, &.{63}, &.{ 65, 100, 191 } }) |cut| {
+        if (kept == .f32) for ([_][]const u32{ &.{1}, &.{ 1, 2, 3 }, &.{63}, &.{ 65, 100, 191 } }) |cut| {
             const y = try l.output();
             const states = try l.pool();
             try runCut(l, cut, states, y);
             try testing.expect(case.worst(y, want) < tolerance);
             try testing.expect(case.worst(states, want_states) < tolerance);
-        }
-    }
+        };
+    };
 }
 
 test "ssm_update is the recurrence and has the bits of a scan of one token" {
@@ -297,6 +316,37 @@ test "ssm_update is the recurrence and has the bits of a scan of one token" {
         try case.expectSameBits(scanned, y);
         try case.expectSameBits(scanned_states, states);
     }
+}
+
+test "a state of 16 bits: updates have the bits of scans, and stay near those of f32" {
+    var arena = std.heap.ArenaAllocator.init(testing.allocator);
+    defer arena.deinit();
+    const seqs = [_]Seq{
+        .{ .past = 0, .tokens = 1, .slot = 4 },
+        .{ .past = 64, .tokens = 1, .slot = 0 },
+        .{ .past = 1133, .tokens = 1, .slot = 7 },
+    };
+    inline for (.{ .bf16, .f16 }) |kept| for (shapes, 0..) |s, i| {
+        var l = try Layer.init(arena.allocator(), s, batch_rows, 160 + i);
+        const exact = try l.output();
+        try l.run(scan.kernel, .whole, &batch, 0, try l.pool(), exact);
+        l.keep(kept);
+        const near = try l.output();
+        try l.run(scan.kernel, .whole, &batch, 0, try l.pool(), near);
+        // Half a unit in the last place of the state, and no more than it has after one chunk.
+        try testing.expect(case.worst(near, exact) < @as(f32, if (kept == .f16) 1e-3 else 8e-3));
+        var results: [2][]f32 = undefined;
+        var states: [2][]f32 = undefined;
+        inline for (.{ update.kernel, scan.kernel }, 0..) |kernel, j| {
+            results[j] = try l.output();
+            states[j] = try l.pool();
+            @memset(states[j][4 * l.slotFloats() ..][0..l.slotFloats()], case.nan);
+            try l.run(kernel, .threes, &seqs, 0, states[j], results[j]);
+        }
+        const n = seqs.len * s.heads * s.p;
+        try case.expectSameBits(results[1][0..n], results[0][0..n]);
+        try case.expectSameBits(states[1], states[0]);
+    };
 }
 
 test "a batch without tokens does nothing" {

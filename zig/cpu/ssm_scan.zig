@@ -5,7 +5,8 @@
 //! counted from the sequence's start, past_len included; with l = the running sum of dt A:
 //!   y[i]  = exp(l_i) C_i state + sum_{j<=i} (C_i B_j) exp(l_i - l_j) dt_j x_j + D x_i
 //!   state = exp(l_end) state + sum_j B_j exp(l_end - l_j) dt_j x_j
-//! A piece of a chunk with one token takes the `ssm_update` formula and so has its bits.
+//! A piece of a chunk with one token takes the `ssm_update` formula and so has its bits. The state
+//! is f32 within a piece and rounded to the slot's dtype after each, wherever a run ends.
 //! Work a token: 4 N P + 64 P flops a head and 64 N a group.
 //! Ideas: C B of a chunk is computed once for all heads of a group, in a phase of its own; D sits
 //! on the diagonal of the 64 x 64 matrix; state and x lie in panels two vectors wide, padded, so
@@ -17,6 +18,7 @@ const std = @import("std");
 const simd = @import("simd.zig");
 const tile = @import("tile.zig");
 const kernel_zig = @import("kernel.zig");
+const state_zig = @import("ssm_state.zig");
 const update = @import("ssm_update.zig");
 const command = @import("command");
 const Task = kernel_zig.Task;
@@ -135,17 +137,19 @@ fn share(t: *const Task, s: Shape, piece: Piece, g: usize, out: Shared, scratch:
 /// Phase 1: all pieces of one sequence, for one head.
 fn scanHead(t: *const Task, s: Shape, seq: usize, head: usize, first: usize, mem: [*]u8) void {
     const state = s.state(t, seq, head);
+    const kept = update.stateType(t);
     const w = Work.at(s, mem);
+    const panels_of = state_zig.Panels{ .p = w.state, .n = s.n, .width = s.p };
     var in_panels = false;
     for (0..pieceCount(t, seq)) |i| {
         const piece = pieceAt(t, seq, i);
         if (piece.len == 1) {
-            if (in_panels) w.storeState(s, state);
+            if (in_panels) panels_of.store(kept, state);
             in_panels = false;
             update.token(t, s, seq, piece.row, head, piece.first);
             continue;
         }
-        if (!in_panels and !piece.first) w.loadState(s, state);
+        if (!in_panels and !piece.first) panels_of.load(kept, state);
         in_panels = true;
         const shared = Shared.at(t, s, (first + i) * s.groups + s.group(head));
         w.decays(t, piece, head);
@@ -153,8 +157,9 @@ fn scanHead(t: *const Task, s: Shape, seq: usize, head: usize, first: usize, mem
         w.loadX(t, s, piece, head);
         w.outputs(t, s, piece, head, shared.c);
         w.nextState(s, piece, shared);
+        panels_of.round(kept);
     }
-    if (in_panels) w.storeState(s, state);
+    if (in_panels) panels_of.store(kept, state);
 }
 
 /// One thread's memory while it scans a head.
@@ -176,7 +181,7 @@ const Work = struct {
         return 4 * pitch + chunk * pitch + panels(s) * tile.width * (2 * chunk + s.n);
     }
     fn panels(s: Shape) usize {
-        return (s.p + tile.width - 1) / tile.width;
+        return state_zig.count(s.p);
     }
     fn at(s: Shape, mem: [*]u8) Work {
         const p: [*]f32 = @ptrCast(@alignCast(mem));
@@ -191,17 +196,6 @@ const Work = struct {
             .x = x,
             .xw = x + x_floats,
             .state = x + 2 * x_floats,
-        };
-    }
-
-    fn loadState(w: Work, s: Shape, from: [*]const f32) void {
-        for (0..panels(s)) |q| for (0..s.n) |n|
-            loadPanelRow(w.state + (q * s.n + n) * tile.width, from + n * s.p, q, s.p);
-    }
-    fn storeState(w: Work, s: Shape, to: [*]f32) void {
-        for (0..s.n) |n| for (0..panels(s)) |q| inline for (0..tile.vecs) |v| {
-            const from = w.state + (q * s.n + n) * tile.width + v * L;
-            storeColumns(to + n * s.p, q * tile.width + v * L, s.p, simd.ldF(from));
         };
     }
 
@@ -254,7 +248,7 @@ const Work = struct {
             while (p < s.p) : (p += line) @prefetch(ahead + p, .{ .locality = 2 });
             for (0..panels(s)) |q| {
                 const to = (q * chunk + j) * tile.width;
-                loadPanelRow(w.x + to, from, q, s.p);
+                state_zig.loadPanelRow(.f32, w.x + to, @ptrCast(from), q, s.p);
                 inline for (0..tile.vecs) |v|
                     simd.st(w.xw + to + v * L, weight * simd.ldF(w.x + to + v * L));
             }
@@ -301,9 +295,9 @@ const Work = struct {
         const right = tile.Right{ .p = x, .step = tile.width };
         tile.mulAddRagged(rows, tile.vecs, &sums, counts, left, right);
         inline for (0..rows) |r| {
-            const y = s.y(t, piece.row + i + r, head);
+            const y: [*]u8 = @ptrCast(s.y(t, piece.row + i + r, head));
             inline for (0..tile.vecs) |v|
-                storeColumns(y, q * tile.width + v * L, s.p, sums[r][v]);
+                state_zig.storeColumns(.f32, y, q * tile.width + v * L, s.p, sums[r][v]);
         }
     }
 
@@ -330,20 +324,6 @@ const Work = struct {
         }
     }
 };
-
-/// Columns of panel q of a row of n floats; zeros beyond the row's end.
-inline fn loadPanelRow(to: [*]f32, row: [*]const f32, q: usize, n: usize) void {
-    inline for (0..tile.vecs) |v| {
-        const p = q * tile.width + v * L;
-        if (p + L <= n) {
-            simd.st(to + v * L, simd.ldF(row + p));
-        } else simd.st(to + v * L, simd.ldTail(row + p, n -| p));
-    }
-}
-/// Writes those of columns p .. p + L that a row of n floats has.
-inline fn storeColumns(row: [*]f32, p: usize, n: usize, v: F) void {
-    if (p + L <= n) simd.st(row + p, v) else simd.stTail(row + p, v, n -| p);
-}
 
 fn workspace(t: *const Task) callconv(.c) usize {
     const s = Shape.of(t);

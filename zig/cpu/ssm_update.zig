@@ -2,8 +2,10 @@
 //!
 //! Contract: dt = clamp(softplus(dt + dt_bias), dt_min, dt_max), A = -exp(A_log),
 //!   state[h][n][p] = exp(dt A) state + (dt B[n]) x[p],  y[p] = sum_n C[n] state[n][p] + D x[p]
-//! with f32 state (H, N, P) of the sequence's slot, read as zeros where past_len is 0.
-//! Work: 5 N P flops and 8 N P bytes a head (read and written), so memory decides.
+//! with the state (H, N, P) of the sequence's slot, read as zeros where past_len is 0. It is computed
+//! in f32 and rounded to the slot's dtype when it is written; y sees it before.
+//! Work: 5 N P flops and 8 N P bytes a head (read and written; 4 N P where the state is bf16 or f16),
+//! so memory decides.
 //! Ideas: lanes over P so that nothing is summed across lanes; one walk over the state, all of a
 //! head's columns (P = 64) at once: y in registers, x from L1.
 //! Reached: 16 GB/s read and as much written by one Zen3 core (AVX2).
@@ -11,7 +13,9 @@
 const std = @import("std");
 const simd = @import("simd.zig");
 const kernel_zig = @import("kernel.zig");
+const state_zig = @import("ssm_state.zig");
 const Task = kernel_zig.Task;
+const DType = kernel_zig.DType;
 const F = simd.F;
 const L = simd.L;
 
@@ -42,10 +46,16 @@ pub const Shape = struct {
         return t.row(8, row) + head * s.p;
     }
     /// (N, P) of one head in the sequence's slot
-    pub fn state(s: Shape, t: *const Task, seq: usize, head: usize) [*]f32 {
-        return t.slot(7, seq) + head * s.n * s.p;
+    pub fn state(s: Shape, t: *const Task, seq: usize, head: usize) [*]u8 {
+        const slot: [*]u8 = @ptrCast(t.slot(7, seq));
+        return slot + head * s.n * s.p * simd.size(stateType(t));
     }
 };
+
+/// What the state is kept as.
+pub fn stateType(t: *const Task) DType {
+    return t.operands[7].dtype;
+}
 
 /// -exp(A_log)
 pub inline fn decayRate(t: *const Task, head: usize) f32 {
@@ -72,16 +82,22 @@ pub fn token(t: *const Task, s: Shape, seq: usize, row: usize, head: usize, fres
         .decay = simd.exp1(@min(dt * decayRate(t, head), 0)),
         .d = t.f32s(5)[head],
     };
-    if (fresh) @memset(c.state[0 .. s.n * s.p], 0);
-    var p: usize = 0;
-    inline for (.{ 8, 4, 2, 1 }) |v| while (p + v * L <= s.p) : (p += v * L) c.step(v, p);
-    if (p < s.p) c.tail(p);
+    switch (stateType(t)) {
+        inline .f32, .bf16, .f16 => |kept| {
+            if (fresh) @memset(c.state[0 .. s.n * s.p * simd.size(kept)], 0);
+            var p: usize = 0;
+            inline for (.{ 8, 4, 2, 1 }) |v| while (p + v * L <= s.p) : (p += v * L)
+                c.step(kept, v, p);
+            if (p < s.p) c.tail(kept, p);
+        },
+        else => unreachable,
+    }
 }
 
 const Columns = struct {
     n: usize,
     p: usize,
-    state: [*]f32,
+    state: [*]u8,
     x: [*]const f32,
     b: [*]const f32,
     c: [*]const f32,
@@ -91,36 +107,38 @@ const Columns = struct {
     d: f32,
 
     /// Columns p0 .. p0 + V * L.
-    inline fn step(self: Columns, comptime V: usize, p0: usize) void {
+    inline fn step(self: Columns, comptime kept: DType, comptime V: usize, p0: usize) void {
+        @setEvalBranchQuota(10_000);
         const decay = simd.splat(self.decay);
         const x = self.x + p0;
         var y: [V]F = @splat(simd.zero);
-        var s = self.state + p0;
+        var s = self.state + p0 * comptime simd.size(kept);
         for (0..self.n) |n| {
             const db = simd.splat(self.dt * self.b[n]);
             const c = simd.splat(self.c[n]);
             inline for (0..V) |v| {
-                const new = simd.mulAdd(db, simd.ldF(x + v * L), decay * simd.ldF(s + v * L));
-                simd.st(s + v * L, new);
+                const old = simd.ldAs(kept, s, v * L);
+                const new = simd.mulAdd(db, simd.ldF(x + v * L), decay * old);
+                simd.stAs(kept, s, v * L, new);
                 y[v] = simd.mulAdd(c, new, y[v]);
             }
-            s += self.p;
+            s += self.p * comptime simd.size(kept);
         }
         const d = simd.splat(self.d);
         inline for (0..V) |v|
             simd.st(self.y + p0 + v * L, simd.mulAdd(d, simd.ldF(x + v * L), y[v]));
     }
     /// The last columns, fewer than a vector.
-    fn tail(self: Columns, p0: usize) void {
+    fn tail(self: Columns, comptime kept: DType, p0: usize) void {
         const rest = self.p - p0;
         const decay = simd.splat(self.decay);
         const x = simd.ldTail(self.x + p0, rest);
         var y: F = simd.zero;
         for (0..self.n) |n| {
-            const at = self.state + n * self.p + p0;
+            const at = self.state + (n * self.p + p0) * simd.size(kept);
             const db = simd.splat(self.dt * self.b[n]);
-            const new = simd.mulAdd(db, x, decay * simd.ldTail(at, rest));
-            simd.stTail(at, new, rest);
+            const new = simd.mulAdd(db, x, decay * state_zig.ldSome(kept, at, rest));
+            state_zig.stSome(kept, at, new, rest);
             y = simd.mulAdd(simd.splat(self.c[n]), new, y);
         }
         simd.stTail(self.y + p0, simd.mulAdd(simd.splat(self.d), x, y), rest);

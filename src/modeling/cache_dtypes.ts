@@ -1,0 +1,79 @@
+/** What keys and values, and SSM states, are kept as: dtypes chosen by the caller. */
+
+import type { DTypeName } from "../graph/tensor.ts";
+import type { DeviceKindName } from "../native/native.ts";
+import { rowsBytes, type WeightDType } from "../weights/layout.ts";
+import type { LayerCacheSpec } from "./cache_layout.ts";
+
+/** What keys and values can be kept as. */
+export type CacheDType = "float32" | "bfloat16" | "float16" | "q8_0";
+
+/** What SSM states can be kept as. */
+export type StateDType = "float32" | "bfloat16" | "float16";
+
+/** Options that say so. */
+export interface CacheDTypes {
+  /**
+   * Of keys and values; by default what the layers compute in. "q8_0": 8 bits a number, and a scale
+   * for each 32 channels. docs/design.md says how far each drifts.
+   */
+  readonly cache_dtype?: CacheDType;
+  /** Of SSM states, "float32" by default. */
+  readonly state_dtype?: StateDType;
+}
+
+const cache_dtypes: readonly string[] = ["float32", "bfloat16", "float16", "q8_0"];
+const state_dtypes: readonly string[] = ["float32", "bfloat16", "float16"];
+
+/** Bytes of n numbers of a cache, whole blocks of them. */
+export function cacheBytes(n: number, dtype: DTypeName): number {
+  if (dtype === "int32") throw new TypeError("Expected floats in a cache but found int32");
+  return rowsBytes(1, n, dtype satisfies WeightDType);
+}
+
+/**
+ * Checks the options by themselves.
+ *
+ * @throws {RangeError} naming what there is
+ */
+export function checkCacheDTypes({ cache_dtype, state_dtype }: CacheDTypes): void {
+  const check = (name: string, found: string | undefined, known: readonly string[]) => {
+    if (found === undefined || known.includes(found)) return;
+    throw new RangeError(`Expected ${name} to be one of ${known.join(", ")} but found ${found}`);
+  };
+  check("cache_dtype", cache_dtype, cache_dtypes);
+  check("state_dtype", state_dtype, state_dtypes);
+}
+
+/**
+ * Fills in what is left out, for a model on a device.
+ *
+ * @param activations what the device computes in
+ * @throws {TypeError} naming what the device has no kernels for
+ * @throws {RangeError} when heads have no whole blocks
+ */
+export function resolveCacheDTypes(
+  { cache_dtype, state_dtype }: CacheDTypes,
+  specs: readonly LayerCacheSpec[],
+  device: DeviceKindName,
+  activations: DTypeName,
+): { cache_dtype: DTypeName; state_dtype: DTypeName } {
+  const found = { cache_dtype: cache_dtype ?? activations, state_dtype: state_dtype ?? "float32" };
+  const wanted = { cache_dtype: activations, state_dtype: "float32" } as const;
+  for (const name of ["cache_dtype", "state_dtype"] as const) {
+    if (device === "cpu" || found[name] === wanted[name]) continue;
+    throw new TypeError(
+      `Cannot keep a ${name} of ${found[name]} on ${device}, whose kernels take ` +
+        `${wanted[name]} with this model: leave ${name} out`,
+    );
+  }
+  for (const spec of specs) {
+    if (found.cache_dtype !== "q8_0" || spec.type !== "attention") continue;
+    if (spec.head_dim % 32 === 0) continue;
+    throw new RangeError(
+      `Expected a head_dim that is a multiple of 32 for a cache_dtype of q8_0 ` +
+        `but found ${spec.head_dim}`,
+    );
+  }
+  return found;
+}

@@ -53,7 +53,7 @@ pub const Status = enum(i32) {
 
 /// The types behind `i32` are weights in blocks of 32 or 256 columns with their own scale, as GGUF
 /// files hold them: `cpu/block.zig` defines each block. The last has 8 bits a weight (1 sign, 4
-/// exponent, 3 fraction; NaN but no infinity) and one f32 scale a row, as FP8 checkpoints hold them.
+/// exponent, 3 fraction; NaN but no infinity) and one f32 scale a row, as FP8 checkpoints have it.
 pub const DType = enum(u32) {
     f32 = 0,
     bf16 = 1,

@@ -1,5 +1,5 @@
-//! Keys and values kept as 8-bit blocks (`DType.q8_0`): 32 channels of one key or value share an f16
-//! scale, as in a block of weights, and are rounded to the nearest 127th of the largest.
+//! Keys and values kept as 8-bit blocks (`DType.q8_0`): 32 channels of one key or value share an
+//! f16 scale, as in a block of weights, and are rounded to the nearest 127th of the largest.
 //!
 //! Layout: V has each position's hd / 32 blocks one after another. K has, for 16 keys and 32
 //! channels, the keys' scales and then the numbers with the keys across (`Keys`), so that what is

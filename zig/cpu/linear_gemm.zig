@@ -256,7 +256,8 @@ pub fn block(
                     var slice = w + p * one + panel.panelBytes(d, k);
                     var distance = one;
                     if (comptime isWidened(d)) {
-                        for (0..across) |j| widen(d, w + (p + j) * one, k, n, wide + j * KC * width);
+                        for (0..across) |j|
+                            widen(d, w + (p + j) * one, k, n, wide + j * KC * width);
                         slice = @ptrCast(wide);
                         distance = KC * width * 4;
                     }

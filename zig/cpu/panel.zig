@@ -74,7 +74,8 @@ pub fn pack(
         std.debug.assert(src_dtype == dst_dtype);
         for (panel_begin..@min(panel_end, count(rows))) |p| {
             const at = src + p * width * cols;
-            packBytes(dst + p * panelBytes(dst_dtype, cols), at, @min(width, rows - p * width), cols);
+            const one = dst + p * panelBytes(dst_dtype, cols);
+            packBytes(one, at, @min(width, rows - p * width), cols);
         }
         return;
     }

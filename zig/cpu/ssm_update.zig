@@ -2,10 +2,10 @@
 //!
 //! Contract: dt = clamp(softplus(dt + dt_bias), dt_min, dt_max), A = -exp(A_log),
 //!   state[h][n][p] = exp(dt A) state + (dt B[n]) x[p],  y[p] = sum_n C[n] state[n][p] + D x[p]
-//! with the state (H, N, P) of the sequence's slot, read as zeros where past_len is 0. It is computed
-//! in f32 and rounded to the slot's dtype when it is written; y sees it before.
-//! Work: 5 N P flops and 8 N P bytes a head (read and written; 4 N P where the state is bf16 or f16),
-//! so memory decides.
+//! with the state (H, N, P) of the sequence's slot, read as zeros where past_len is 0. It is
+//! computed in f32 and rounded to the slot's dtype when it is written; y sees it before.
+//! Work: 5 N P flops and 8 N P bytes a head (read and written; 4 N P where the state is bf16 or
+//! f16), so memory decides.
 //! Ideas: lanes over P so that nothing is summed across lanes; one walk over the state, all of a
 //! head's columns (P = 64) at once: y in registers, x from L1.
 //! Reached: 16 GB/s read and as much written by one Zen3 core (AVX2).

@@ -242,7 +242,7 @@ test "operands of the wrong kind" {
     };
     for (f32_case) |c| try expectWords(try lie(c.op, c.i, "dtype", command.DType.bf16), c.words);
     const q8: command.DType = .q8_0;
-    try expectWords(try lie(.ssm_scan, 7, "dtype", q8), "to be a weight of rank 2 but found rank 3");
+    try expectWords(try lie(.ssm_scan, 7, "dtype", q8), "a weight of rank 2 but found rank 3");
     try expectWords(try lie(.attention, 2, "dtype", q8), "of 32 as q8_0 needs but found 6");
     try expectWords(try lie(.attention, 1, "dtype", command.DType.q4_0), "or q8_0 but found q4_0");
     try expectWords(try lie(.silu, 0, "dtype", command.DType.i32), "another dtype than i32");

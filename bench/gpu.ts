@@ -1,69 +1,231 @@
 /**
- * How fast is the library on one GPU? Decoding of 1 to 256 sequences through the public `stream`, and
- * the time to a long prompt's first id.
+ * How fast is the library on one GPU? Whole tokens decoded and prompts read through the public calls,
+ * each beside the machine's peaks of the same run; then where the time goes, launch by launch.
  */
 
 import type { BenchOptions } from "../src/cli/bench.ts";
-import { hashOf, median, openSubject, promptIds } from "./lib/measure.ts";
+import type { Measured } from "../src/device.ts";
+import { HybridMambaAttentionDynamicCache } from "../src/modeling/cache.ts";
+import type { BambaForCausalLM } from "../src/models/bamba.ts";
+import { isRunnable } from "../src/weights/layout.ts";
+import { gemmPeers } from "./lib/gpu_peers.ts";
+import { launchUs, profileFields, profileRun } from "./lib/gpu_profile.ts";
+import {
+  hashOf,
+  matrixBytes,
+  median,
+  openSubject,
+  promptIds,
+  type Subject,
+} from "./lib/measure.ts";
 import { printLine, rounded } from "./lib/line.ts";
-import { findShape } from "./lib/shapes.ts";
+import { randomModel } from "./lib/random_model.ts";
+import { findShape, type Shape, sizesOf } from "./lib/shapes.ts";
 
 const batches = [1, 16, 64, 256];
 const prompts = [512, 2048, 8192];
 const prompt_tokens = 16;
-const new_tokens = 65;
 const rounds = 3;
+const long_context = 32768;
+const conv_kernel = 4;
 
-/** Measures and prints one JSON line for each batch and each prompt. */
+/** What all parts of the benchmark need. */
+interface Setting {
+  readonly model: BambaForCausalLM;
+  readonly shape: Shape;
+  readonly peaks: Measured;
+  readonly signal: AbortSignal;
+  readonly line: (fields: Record<string, unknown>) => Promise<void>;
+}
+
+/** Measures and prints one JSON line for each result. */
 export async function run(options: BenchOptions): Promise<void> {
   const { signal, shape: shape_name, weights } = options;
   const shape = findShape(shape_name);
+  await randomModel(shape_name, signal); // writing it is not loading it
   const began = performance.now();
   using subject = await openSubject(options);
+  const load_s = (performance.now() - began) / 1e3;
   const { model, device } = subject;
   const { cpu_name: gpu } = device.info();
-  const load_s = rounded((performance.now() - began) / 1e3);
-  const line = (result: Record<string, unknown>) =>
-    printLine(options, { bench: "gpu", shape: shape_name, weights, gpu, ...result });
-  await line({ what: "load", load_s, bytes: model.get_memory_footprint() });
+  const line = (fields: Record<string, unknown>) =>
+    printLine(options, { bench: "gpu", shape: shape_name, weights, gpu, ...fields });
+  const peaks = await device.measure(signal);
+  await line({ what: "peaks", ...tera(peaks) });
+  const bytes = model.get_memory_footprint();
+  await line({
+    what: "load",
+    load_s: rounded(load_s),
+    bytes,
+    gb_s: rounded(bytes / load_s / 1e9),
+    share_link: rounded(bytes / load_s / peaks.link_bytes_s),
+  });
+  const setting: Setting = { model, shape, peaks, signal, line };
+  for (const batch of batches) await decodeLine(setting, batch);
+  for (const tokens of prompts) await prefillLine(setting, tokens);
+  await profileLines(setting);
+  for (const type of ["q8_0", "q4_k"] as const) {
+    if (!isRunnable("cuda", type)) await line({ what: `decode ${type}`, missing: "no kernel" });
+  }
+  await line({ what: "prefill fp8", missing: "no kernel" });
+  await closing(setting, subject);
+}
 
-  for (const batch of batches) {
-    const input_ids = Array.from(
-      { length: batch },
-      () => promptIds(prompt_tokens, shape.vocab_size),
-    );
-    const steps: number[] = [];
-    let hash = "";
-    for (let r = 0; r <= rounds; r++) {
-      const ids: number[] = [];
-      let start = 0;
-      let count = 0;
-      for await (const step of model.stream({ input_ids, max_new_tokens: new_tokens, signal })) {
-        ids.push(...step);
-        if (++count === 2) start = performance.now();
-      }
-      if (r > 0) steps.push((performance.now() - start) / (count - 2));
-      hash = hashOf(Int32Array.from(ids));
+/** The peaks once more, and what GEMMs of the same shapes take elsewhere. */
+async function closing({ line, signal }: Setting, { device }: Subject): Promise<void> {
+  await line({ what: "peaks", when: "at the end", ...tera(await device.measure(signal)) });
+  for (const found of gemmPeers()) await line(found);
+}
+
+function tera(peaks: Measured): Record<string, number> {
+  return {
+    read_tb_s: rounded(peaks.read_bytes_s / 1e12),
+    copy_tb_s: rounded(peaks.copy_bytes_s / 1e12),
+    bf16_tflop_s: rounded(peaks.bf16_dot_op_s / 1e12),
+    link_gb_s: rounded(peaks.link_bytes_s / 1e9),
+  };
+}
+
+/** Bytes of states that one sequence's token reads and writes, and of keys and values it reads. */
+function tokenBytes(shape: Shape, context: number): { states: number; keys: number } {
+  const { inner, conv_dim, kv, attention_layers, mamba_layers } = sizesOf(shape);
+  return {
+    states: mamba_layers * 2 * 4 * (inner * shape.mamba_d_state + conv_kernel * conv_dim),
+    keys: attention_layers * 2 * kv * context * 2,
+  };
+}
+
+async function decodeLine({ model, shape, peaks, signal, line }: Setting, batch: number) {
+  const max_new_tokens = batch === 1 ? 129 : 65;
+  const ids = promptIds(prompt_tokens, shape.vocab_size);
+  const input_ids = new Array<number[]>(batch).fill(ids);
+  const steps: number[] = [];
+  let hash = "";
+  for (let r = 0; r <= rounds; r++) {
+    const seen: number[] = [];
+    let start = 0;
+    let count = 0;
+    for await (const step of model.stream({ input_ids, max_new_tokens, signal })) {
+      seen.push(...step);
+      // the first step loads kernels, the second makes the graph
+      if (++count === 4) start = performance.now();
     }
-    const step_ms = median(steps);
+    if (r > 0) steps.push((performance.now() - start) / (count - 4));
+    const found = hashOf(Int32Array.from(seen));
+    if (r > 0 && found !== hash) throw new Error(`Expected ids of hash ${hash}, found ${found}`);
+    hash = found;
+  }
+  const step_ms = median(steps);
+  const { states, keys } = tokenBytes(shape, prompt_tokens + max_new_tokens / 2);
+  const matrices = matrixBytes(model);
+  const floor_s = (matrices + batch * keys) / peaks.read_bytes_s +
+    batch * states / peaks.copy_bytes_s;
+  const bytes = matrices + batch * (states + keys);
+  await line({
+    what: "decode",
+    batch,
+    step_ms: rounded(step_ms),
+    tok_s: rounded(batch / step_ms * 1e3),
+    share_read: rounded(bytes / step_ms * 1e3 / peaks.read_bytes_s),
+    over_floor: rounded(step_ms / 1e3 / floor_s),
+    rounds: steps.map((ms) => rounded(ms)),
+    hash,
+  });
+}
+
+async function prefillLine({ model, shape, signal, line }: Setting, tokens: number) {
+  const input_ids = [promptIds(tokens, shape.vocab_size)];
+  const times: number[] = [];
+  for (let r = 0; r <= rounds + 2; r++) {
+    const start = performance.now();
+    await model.generate({ input_ids, max_new_tokens: 1, prefill_chunk_size: tokens, signal });
+    if (r > 0) times.push(performance.now() - start);
+  }
+  const ms = median(times);
+  await line({
+    what: "prefill",
+    tokens,
+    ms: rounded(ms),
+    tok_s: rounded(tokens / ms * 1e3),
+    rounds: times.map((time) => rounded(time)),
+  });
+}
+
+async function profileLines(setting: Setting): Promise<void> {
+  for (const batch of batches) await profileDecode(setting, batch);
+  for (const tokens of prompts) await profilePrefill(setting, tokens);
+  await longContext(setting);
+}
+
+async function profileDecode({ model, shape, peaks, signal, line }: Setting, batch: number) {
+  const { device, layout } = model.runtime;
+  const cache = new HybridMambaAttentionDynamicCache(device, layout, batch);
+  try {
+    const profile = await profileRun(model, { cache, past: 1023, tokens: 1 }, signal);
+    await line({ what: `profile decode ${batch}`, ...profileFields(profile) });
+    if (batch !== 64) return;
+    const us = launchUs(profile, "ssm_update");
+    const { mamba_layers } = sizesOf(shape);
+    const bytes = batch * tokenBytes(shape, 0).states / mamba_layers;
+    const share = bytes / us / 1e-6 / peaks.copy_bytes_s;
     await line({
-      what: "decode",
+      what: "conv and state update",
       batch,
-      step_ms: rounded(step_ms),
-      tok_s: rounded(batch / step_ms * 1e3),
-      rounds: steps.map((ms) => rounded(ms)),
-      hash,
+      us: rounded(us),
+      share_copy: rounded(share),
     });
+  } finally {
+    cache.dispose();
   }
-  for (const tokens of prompts) {
-    const input_ids = [promptIds(tokens, shape.vocab_size)];
-    const times: number[] = [];
-    for (let r = 0; r <= rounds; r++) {
-      const start = performance.now();
-      await model.generate({ input_ids, max_new_tokens: 1, prefill_chunk_size: tokens, signal });
-      if (r > 0) times.push(performance.now() - start);
+}
+
+async function profilePrefill({ model, shape, peaks, signal, line }: Setting, tokens: number) {
+  const { device, layout } = model.runtime;
+  const cache = new HybridMambaAttentionDynamicCache(device, layout, 1);
+  try {
+    const profile = await profileRun(model, { cache, past: 0, tokens }, signal);
+    await line({ what: `profile prefill ${tokens}`, ...profileFields(profile) });
+    for (const [family, { flop, us, launches }] of profile.families) {
+      if (flop === 0 || family.includes("lm_head")) continue;
+      const tflop_s = rounded(flop / us / 1e6);
+      await line({ what: "gemm", family, tokens, us: rounded(us / launches), tflop_s });
     }
-    const ms = median(times);
-    await line({ what: "prefill", tokens, ms: rounded(ms), tok_s: rounded(tokens / ms * 1e3) });
+    const scan_us = launchUs(profile, "ssm_scan");
+    await line({ what: "ssm_scan", tokens, us: rounded(scan_us) });
+    const conv_us = launchUs(profile, "causal_conv1d");
+    const conv_bytes = 2 * 2 * tokens * sizesOf(shape).conv_dim;
+    const share_copy = rounded(conv_bytes / conv_us / 1e-6 / peaks.copy_bytes_s);
+    await line({ what: "conv1d", tokens, us: rounded(conv_us), share_copy });
+    const attention_us = launchUs(profile, "attention");
+    const tflop_s = rounded(2 * tokens * tokens * shape.hidden_size / attention_us / 1e6);
+    await line({ what: "attention", tokens, us: rounded(attention_us), tflop_s });
+  } finally {
+    cache.dispose();
   }
+}
+
+/** Decoding behind a long prompt: the attention's share of the read bandwidth. */
+async function longContext({ model, shape, peaks, signal, line }: Setting): Promise<void> {
+  const input_ids = [promptIds(long_context, shape.vocab_size)];
+  const began = performance.now();
+  using output = await model.call({
+    input_ids,
+    logits_to_keep: 1,
+    use_cache: true,
+    prefill_chunk_size: 8192,
+    signal,
+  });
+  await output.logits!.data();
+  const prefill_ms = rounded(performance.now() - began);
+  const cache = output.past_key_values!;
+  const profile = await profileRun(model, { cache, past: long_context, tokens: 1 }, signal);
+  const us = launchUs(profile, "attention");
+  const bytes = tokenBytes(shape, long_context).keys / sizesOf(shape).attention_layers;
+  await line({
+    what: "decode attention",
+    context: long_context,
+    us: rounded(us),
+    share_read: rounded(bytes / us / 1e-6 / peaks.read_bytes_s),
+    prefill_ms,
+  });
 }

@@ -163,6 +163,7 @@ struct ScanRefArgs {
     long long slot_stride;
     int x_stride, b_stride, c_stride, dt_stride, y_stride, heads, groups, head_dim, state_dim;
     float dt_min, dt_max;
+    const uint32_t* sampling;  // or null: 14 words each; a sequence whose last word says it ended keeps its state
 };
 template <typename T> DEVICE void scan_ref(const ScanRefArgs& a) {
     pdl_wait();
@@ -191,7 +192,7 @@ template <typename T> DEVICE void scan_ref(const ScanRefArgs& a) {
             sum = warp_sum(sum);
             if (lane == 0) ((T*)a.y)[r * a.y_stride + head * a.head_dim + p] = from_f32<T>(sum + a.d[head] * x);
         }
-        if (end > start)
+        if (end > start && !(a.sampling && a.sampling[s * 14 + 13]))
             for (int i = 0; i < 8; i++)
                 if (i * 32 + lane < a.state_dim) st[i * 32 + lane] = h[i];
     }

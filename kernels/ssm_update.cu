@@ -7,6 +7,7 @@
 //   convolution of width W <= 4 with SiLU, rounds to bf16 as the separate op does, and keeps the last W
 //   inputs of a channel in a ring: the input of position p at entry p mod W, f32 [slot][W][C]. The ring is
 //   what lets every head read B's and C's past while one of them writes the present: no race, no copy.
+//   A sequence that has ended (`sampling`, where given) keeps its state: steps may run ahead of its end.
 //   Sums in f32; a row of the state is summed over N by one warp in a fixed tree.
 //
 // Bytes: the state once in, once out: heads * 64 KB a sequence. Floor: that over the copy bandwidth.
@@ -36,15 +37,17 @@ struct SsmUpdateArgs {
     long long slot_stride, conv_slot_stride;  // floats
     int x_stride, b_stride, c_stride, dt_stride, y_stride, heads, groups, width, conv_dim;
     float dt_min, dt_max;
+    const uint32_t* sampling;  // or null: command.zig's Sampling, 14 words each, the last says whether it ended
 };
 
-constexpr int P = 64, N = 128, WARPS = 8, ROWS = P / WARPS;
+constexpr int P = 64, N = 128, WARPS = 8, ROWS = P / WARPS, SAMPLING_WORDS = 14;
 
 template <bool FUSED> DEVICE void ssm_update(const SsmUpdateArgs& a) {
     __shared__ float xs[P], bs[N], cs[N];
     const int head = blockIdx.x, seq = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int group = head / (a.heads / a.groups);
     const uint32_t past = a.past_len[seq], slot = a.slots[seq];
+    const bool held = a.sampling && a.sampling[seq * SAMPLING_WORDS + SAMPLING_WORDS - 1];
     float* state = a.state + slot * a.slot_stride + ((size_t)head * P + warp * ROWS) * N + lane * 4;
     const float slope = -__expf(a.a_log[head]), bias = a.dt_bias[head], skip = a.d[head];
     float4 h[ROWS];
@@ -85,7 +88,7 @@ template <bool FUSED> DEVICE void ssm_update(const SsmUpdateArgs& a) {
             const float in = to_f32(a.x[(size_t)seq * a.x_stride + ch[u]]);
             const float v = to_f32(__float2bfloat16_rn(silu(sum[u] + tap[u] * in)));
             // One writer a channel. At a sequence's start the other entries are cleared.
-            if (i < P || head % (a.heads / a.groups) == 0) {
+            if (!held && (i < P || head % (a.heads / a.groups) == 0)) {
                 ring[(size_t)(past % a.width) * a.conv_dim + ch[u]] = in;
                 if (past == 0)
                     for (int j = 1; j < a.width; j++) ring[(size_t)j * a.conv_dim + ch[u]] = 0.0f;
@@ -113,7 +116,7 @@ template <bool FUSED> DEVICE void ssm_update(const SsmUpdateArgs& a) {
         const float u = dt * xs[warp * ROWS + r];
         h[r].x = h[r].x * decay + u * bv.x, h[r].y = h[r].y * decay + u * bv.y;
         h[r].z = h[r].z * decay + u * bv.z, h[r].w = h[r].w * decay + u * bv.w;
-        __stcs((float4*)(state + r * N), h[r]);
+        if (!held) __stcs((float4*)(state + r * N), h[r]);
         sum[r] = h[r].x * cv.x + h[r].y * cv.y + h[r].z * cv.z + h[r].w * cv.w;
     }
     // Halves exchange: after three rounds lane bits 4, 3, 2 name the row whose partial sum a lane holds.

@@ -16,7 +16,7 @@ export interface DeviceInit {
   level?: CpuLevelName;
 }
 
-/** Rates that {@link Device.measure} found; 0 where the machine has no such instruction. */
+/** Rates that {@link Device.measure} found; 0 where there is none, or it is not measured. */
 export interface Measured {
   /** Bytes a second read from memory, in the best round and in the middle of all rounds. */
   read_bytes_s: number;
@@ -25,7 +25,22 @@ export interface Measured {
   f32_flop_s: number;
   bf16_dot_op_s: number;
   int8_dot_op_s: number;
+  /** Bytes a second copied within memory, read and written ones counted, of a GPU. */
+  copy_bytes_s: number;
+  /** Bytes a second that the link brings to a GPU. */
+  link_bytes_s: number;
 }
+
+/** In the library's order. */
+const measured: readonly (keyof Measured)[] = [
+  "read_bytes_s",
+  "f32_flop_s",
+  "bf16_dot_op_s",
+  "int8_dot_op_s",
+  "read_median_bytes_s",
+  "copy_bytes_s",
+  "link_bytes_s",
+];
 
 /** Native memory in bytes. */
 export interface MemoryUsage {
@@ -151,16 +166,15 @@ export class Device {
     return new Buffer(this, bytes, o);
   }
 
-  /** Measures the device with all its threads for about a second. */
+  /** Measures the device for about a second: a CPU with all its threads, or a GPU. */
   async measure(signal?: AbortSignal): Promise<Measured> {
     await using job = this.native.startJob({ kind: "measure", device: this.handle });
     for (;;) {
       const { state, values } = await job.next(signal);
       if (state !== "running") throw new Error(`The measurement ended without a result: ${state}`);
-      if (values.length < 10) continue;
-      const rates = new Float64Array(values.buffer, 0, 5);
-      const [read_bytes_s, f32_flop_s, bf16_dot_op_s, int8_dot_op_s, read_median_bytes_s] = rates;
-      return { read_bytes_s, f32_flop_s, bf16_dot_op_s, int8_dot_op_s, read_median_bytes_s };
+      if (values.length < 2 * measured.length) continue;
+      const rates = new Float64Array(values.buffer, 0, measured.length);
+      return Object.fromEntries(measured.map((name, i) => [name, rates[i]])) as unknown as Measured;
     }
   }
 

@@ -383,10 +383,14 @@ pub const JobKind = enum(u32) {
     run = 0,
     /// Fills buffers from files. `data` is LoadItem[].
     load = 1,
-    /// Measures this machine with the device's threads: `data` is empty, the result is 5 f64:
-    /// read bandwidth (bytes/s) at best, f32 multiply-add rate (flop/s), bf16 dot rate or 0,
-    /// int8 multiply-add rate (op/s) or 0, read bandwidth in the middle of all rounds.
+    /// Measures this machine with the device's threads, or a GPU: `data` is empty, the result is 7
+    /// f64: read bandwidth (bytes/s) at best, f32 multiply-add rate (flop/s), bf16 dot rate, int8
+    /// multiply-add rate (op/s), read bandwidth in the middle of all rounds, copy bandwidth (bytes
+    /// read and written), bandwidth of the link to the GPU; 0 where it is not measured.
     measure = 2,
+    /// Runs `plan` on a GPU with every launch timed by itself; `data` is the step buffer. An entry
+    /// for each launch: its first command, how many commands it does, and nanoseconds.
+    profile = 3,
 };
 
 pub const JobOptions = extern struct {

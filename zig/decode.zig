@@ -4,12 +4,13 @@
 const std = @import("std");
 const command = @import("command");
 const buffer = @import("buffer.zig");
-const cuda = @import("cuda/execute.zig");
+const cuda = @import("cuda/session.zig");
 const execute = @import("execute.zig");
 const handle = @import("handle.zig");
 const job = @import("job.zig");
 const kernel = @import("cpu/kernel.zig");
 const plan_file = @import("plan.zig");
+const profiler = @import("cuda/profile.zig");
 const ring = @import("ring.zig");
 const status = @import("status.zig");
 const validate = @import("validate.zig");
@@ -39,38 +40,77 @@ pub const Decode = struct {
     /// Runs the plan `n_steps` times, or until every sequence has ended.
     pub fn run(d: *Decode, c: *job.Context, f: *Failure) Rejected!void {
         const o = d.options;
-        var on_gpu: ?cuda.Session = null;
-        if (c.device.gpu != null) on_gpu = try .begin(d.plan, d.data, f);
-        defer if (on_gpu) |*session| session.end();
         const host = view(d.data, d.data.ptr);
-        const binding: plan_file.Binding = .{
-            .id = c.id,
-            .step = if (on_gpu) |session| view(d.data, session.step.ptr()) else host,
-            .host = host,
-            .state = address(d.buffers[0]),
-            .kv = address(d.buffers[1]),
-            .output = address(d.buffers[2]),
-            .pages = (length(d.buffers[1]) orelse 0) / @max(1, d.plan.header.page_bytes),
-        };
-        const turn = &c.device.pool.turn;
+        var on_gpu: ?cuda.Session = null;
+        if (c.device.gpu != null) on_gpu = try .begin(d.plan, d.data, o, host.n_seqs, f);
+        defer if (on_gpu) |*session| session.end();
+        const binding = d.bindingOf(c, host, if (on_gpu) |session| session.step.ptr() else null);
+        if (on_gpu) |*session| session.binding = &binding;
         for (0..o.n_steps) |n| {
-            if (!turn.lock(&c.cancel)) return cancelled(f);
-            {
-                defer turn.unlock();
-                if (c.cancelled()) return cancelled(f);
-                try d.plan.checkFiles(f);
-                d.plan.bind(&binding);
-                const poison = o.poison != 0;
-                if (on_gpu) |*session| {
-                    try session.run(d.plan, &binding, o.n_steps, poison, f);
-                } else if (!execute.run(d.plan, poison, &c.cancel)) return cancelled(f);
-            }
+            if (on_gpu) |*session| {
+                while (session.mayStart(n)) try d.step(c, &binding, session, f);
+                try session.finish(n, f);
+            } else try d.step(c, &binding, null, f);
             c.done.store(n + 1, .monotonic);
             if (o.decode == 0) continue;
             const going = try advance(&host, d.plan.header, n + 1 < o.n_steps, f);
             if (!c.push(host.sampled.?[0..host.n_seqs])) return cancelled(f);
             if (!going) break;
         }
+    }
+
+    /// Times every launch of one run of the plan, alone on the GPU.
+    pub fn profile(d: *Decode, c: *job.Context, f: *Failure) Rejected!void {
+        const host = view(d.data, d.data.ptr);
+        var o = d.options;
+        o.n_steps = 1;
+        var session: cuda.Session = try .begin(d.plan, d.data, o, host.n_seqs, f);
+        defer session.end();
+        const binding = d.bindingOf(c, host, session.step.ptr());
+        session.binding = &binding;
+        try d.step(c, &binding, &session, f); // kernels are loaded, and the step is on the GPU
+        const turn = &c.device.pool.turn;
+        if (!turn.lock(&c.cancel)) return cancelled(f);
+        defer turn.unlock();
+        d.plan.bind(&binding);
+        try profiler.run(d.plan, &session, c, f);
+        c.done.store(1, .monotonic);
+    }
+
+    /// Runs one step of the plan, or starts it on the GPU, when it is this job's turn.
+    fn step(
+        d: *Decode,
+        c: *job.Context,
+        binding: *const plan_file.Binding,
+        session: ?*cuda.Session,
+        f: *Failure,
+    ) Rejected!void {
+        const turn = &c.device.pool.turn;
+        if (!turn.lock(&c.cancel)) return cancelled(f);
+        defer turn.unlock();
+        if (c.cancelled()) return cancelled(f);
+        try d.plan.checkFiles(f);
+        d.plan.bind(binding);
+        if (session) |of| return of.start(f);
+        if (!execute.run(d.plan, d.options.poison != 0, &c.cancel)) return cancelled(f);
+    }
+
+    /// What the plan's late operands lie in; `on_device`: where the step buffer lies on a GPU.
+    fn bindingOf(
+        d: *const Decode,
+        c: *const job.Context,
+        host: kernel.Step,
+        on_device: ?[*]u8,
+    ) plan_file.Binding {
+        return .{
+            .id = c.id,
+            .step = if (on_device) |base| view(d.data, base) else host,
+            .host = host,
+            .state = address(d.buffers[0]),
+            .kv = address(d.buffers[1]),
+            .output = address(d.buffers[2]),
+            .pages = (length(d.buffers[1]) orelse 0) / @max(1, d.plan.header.page_bytes),
+        };
     }
 };
 
@@ -113,7 +153,14 @@ pub fn prepare(
     }, f);
     if (c.device.gpu != null) try checkSampling(view(copy, copy.ptr), f);
     c.total = o.n_steps;
-    if (o.decode != 0) {
+    if (o.kind == .profile) {
+        if (c.device.gpu == null) return f.set(
+            .unsupported,
+            "Expected a GPU to profile a plan on but found the CPU",
+            .{},
+        );
+        c.ring = try ring.Ring.make(profiler.entry, plan.body.cuda.links.len, f);
+    } else if (o.decode != 0) {
         const n_seqs = view(copy, copy.ptr).n_seqs;
         const steps = if (o.ring_steps == 0) o.n_steps else @min(o.ring_steps, o.n_steps);
         c.ring = try ring.Ring.make(n_seqs, steps, f);

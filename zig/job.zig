@@ -58,10 +58,11 @@ const Work = union(command.JobKind) {
     run: decode.Decode,
     load: weights.Load,
     measure: void,
+    profile: decode.Decode,
 
     fn release(w: *Work) void {
         switch (w.*) {
-            .run => |*d| d.release(),
+            .run, .profile => |*d| d.release(),
             .load => |*l| l.release(),
             .measure => {},
         }
@@ -85,6 +86,7 @@ pub const Job = struct {
             .run => |*d| d.run(c, &f),
             .load => |*l| l.run(c, &f),
             .measure => measure.run(c, &f),
+            .profile => |*d| d.profile(c, &f),
         };
         c.mutex.lock();
         defer c.mutex.unlock();
@@ -147,6 +149,7 @@ fn make(o: command.JobOptions, data: []const u8, f: *Failure) Rejected!*Job {
         .run => .{ .run = try decode.prepare(&j.context, o, data, f) },
         .load => .{ .load = try weights.prepare(&j.context, data, f) },
         .measure => .{ .measure = try measure.prepare(&j.context, data, f) },
+        .profile => .{ .profile = try decode.prepare(&j.context, o, data, f) },
     };
     return j;
 }

@@ -16,6 +16,8 @@ const Rejected = status.Rejected;
 
 /// Bytes of the file that a thread takes at a time: they stay in its cache until they are packed.
 const part_bytes: u64 = 512 << 10;
+/// And on the way to a GPU: a copy over the link should be worth its start.
+const gpu_part_bytes: u64 = 2 << 20;
 
 pub const Item = struct {
     raw: LoadItem,
@@ -39,6 +41,7 @@ pub const Item = struct {
         scales: ?*file.File,
         to: *buffer.Buffer,
         first_part: u64,
+        on_gpu: bool,
     ) Item {
         const is_panel = raw.layout == .panel;
         const unit = @max(block.columns(raw.src_dtype), block.columns(raw.dst_dtype));
@@ -54,7 +57,8 @@ pub const Item = struct {
             .first_part = first_part,
             .n_parts = 0,
         };
-        item.n_parts = @max(1, @min(item.groups(), raw.src_bytes / part_bytes));
+        const part = if (on_gpu) gpu_part_bytes else part_bytes;
+        item.n_parts = @max(1, @min(item.groups(), raw.src_bytes / part));
         return item;
     }
     pub fn release(item: Item) void {
@@ -104,7 +108,8 @@ pub const Item = struct {
     }
     /// Bytes that a part takes on its way to a GPU: as it is in the file, and as it arrives.
     pub fn staging(item: Item) u64 {
-        return item.readRoom() + item.largestRows() * item.outBytes();
+        const arrives = item.largestRows() * item.outBytes();
+        return item.readRoom() + if (item.converts()) arrives else 0;
     }
     pub fn readRoom(item: Item) u64 {
         return std.mem.alignForward(u64, item.largestRows() * item.rowBytes(), 64);
@@ -249,11 +254,11 @@ test "rows of heads go to pairs and back" {
     raw.head_rows = 10;
     raw.rotary_rows = 6;
     raw.transform = .rope_to_pairs;
-    const pairs: Item = .init(raw, undefined, null, undefined, 0);
+    const pairs: Item = .init(raw, undefined, null, undefined, 0, false);
     const wanted = [_]u64{ 0, 3, 1, 4, 2, 5, 6, 7, 8, 9 };
     for (wanted, 0..) |from, r| try std.testing.expectEqual(from, pairs.sourceRow(r));
     for (wanted, 0..) |from, r| try std.testing.expectEqual(from + 10, pairs.sourceRow(r + 10));
     raw.transform = .rope_to_halves;
-    const halves: Item = .init(raw, undefined, null, undefined, 0);
+    const halves: Item = .init(raw, undefined, null, undefined, 0, false);
     for (0..20) |r| try std.testing.expectEqual(r, halves.sourceRow(pairs.sourceRow(r)));
 }

@@ -1,7 +1,8 @@
-//! The job that measures this machine with a device's threads.
+//! The job that measures this machine with a device's threads, or a GPU.
 
 const std = @import("std");
 const cpu = @import("cpu/measure.zig");
+const cuda = @import("cuda/measure.zig");
 const job = @import("job.zig");
 const memory = @import("memory.zig");
 const ring = @import("ring.zig");
@@ -10,8 +11,8 @@ const Failure = status.Failure;
 const Rejected = status.Rejected;
 const allocator = std.heap.c_allocator;
 
-/// The five rates, as i32.
-const n_values = 10;
+/// The seven rates, as i32.
+const n_values = 14;
 
 pub fn prepare(c: *job.Context, data: []const u8, f: *Failure) Rejected!void {
     if (data.len > 0)
@@ -21,6 +22,12 @@ pub fn prepare(c: *job.Context, data: []const u8, f: *Failure) Rejected!void {
 }
 
 pub fn run(c: *job.Context, f: *Failure) Rejected!void {
+    if (c.device.gpu) |gpu| {
+        const turn = &c.device.pool.turn;
+        if (!turn.lock(&c.cancel)) return f.set(.cancelled, "Cancelled", .{});
+        defer turn.unlock();
+        return give(c, try cuda.measure(gpu, f), f);
+    }
     const pages = try memory.map(cpu.memory_bytes, true, "a measurement", f);
     defer memory.unmap(pages);
     const shared = allocator.create(cpu.Shared) catch return f.memory(@sizeOf(cpu.Shared));
@@ -38,15 +45,16 @@ pub fn run(c: *job.Context, f: *Failure) Rejected!void {
         var m: Measurement = .{ .shared = shared, .part = device.kernels.measure };
         device.pool.together(&m, Measurement.thread);
     }
+    return give(c, .{
+        .read = shared.read_rate,
+        .f32_fma = shared.fma_rate,
+        .int8_fma = shared.int8_rate,
+        .read_median = shared.read_median,
+    }, f);
+}
+
+fn give(c: *job.Context, rates: cuda.Rates, f: *Failure) Rejected!void {
     c.done.store(1, .monotonic);
-    const bf16_rate = 0;
-    const rates = [5]f64{
-        shared.read_rate,
-        shared.fma_rate,
-        bf16_rate,
-        shared.int8_rate,
-        shared.read_median,
-    };
     const values: [n_values]i32 = @bitCast(rates);
     if (!c.push(&values)) return f.set(.cancelled, "Cancelled", .{});
 }

@@ -85,7 +85,8 @@ pub fn prepare(c: *job.Context, data: []const u8, f: *Failure) Rejected!Load {
             to.object.release();
             return e;
         };
-        const item: Item = .init(raw, from, scales, to, l.n_parts);
+        const on_gpu = c.device.gpu != null;
+        const item: Item = .init(raw, from, scales, to, l.n_parts, on_gpu);
         l.items.appendAssumeCapacity(item);
         try load_item.check(c, raw, from, scales, to, i, f);
         l.n_parts += item.n_parts;

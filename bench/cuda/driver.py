@@ -152,7 +152,7 @@ def report(what, **fields):
 
 def peaks():
     """Read and copy bandwidth in TB/s, of this run."""
-    m = Module("peaks", "bench/cuda")
+    m = Module("peaks")
     n = 1 << 31
     a = torch.randint(0, 255, (n,), dtype=torch.uint8, device="cuda")
     b = torch.empty_like(a)

@@ -24,6 +24,10 @@ Attention = struct("q k_pages v_pages out seq_of_token seq_start past_len pages 
                    "heads kv_heads head_dim q_stride out_stride max_pages", "scale")
 
 
+class ScanRef(Scan):
+    _fields_ = [("sampling", C.c_void_p)]
+
+
 class ConvRef(C.Structure):
     _fields_ = ConvArgs._fields_ + [("width", C.c_int)]
 
@@ -104,7 +108,7 @@ def test():
             row += n
         out = nan(sum(lens), heads * hd)
         run("scan_ref", (heads, 4), 256,
-            Scan(*[d.ptr(v) for v in (x, B, Cm, dt, A, D, bias, state, p["start"], p["past"], p["slots"], out)], heads * hd * N,
+            ScanRef(*[d.ptr(v) for v in (x, B, Cm, dt, A, D, bias, state, p["start"], p["past"], p["slots"], out)], heads * hd * N,
                  heads * hd, groups * N, groups * N, heads, heads * hd, heads, groups, hd, N, 0.0, float("inf")))
         d.check(f"scan_ref {tag} y", d.error(out, torch.stack(ref)), tol)
         d.check(f"scan_ref {tag} state", d.error(state, new), 1e-5)

@@ -12,7 +12,7 @@ class Args(C.Structure):
                                           "y", "conv_state", "conv_w", "conv_b")] + \
                [(n, C.c_longlong) for n in ("slot_stride", "conv_slot_stride")] + \
                [(n, C.c_int) for n in ("x_stride", "b_stride", "c_stride", "dt_stride", "y_stride", "heads", "groups",
-                                       "width", "conv_dim")] + [("dt_min", C.c_float), ("dt_max", C.c_float)]
+                                       "width", "conv_dim")] + [("dt_min", C.c_float), ("dt_max", C.c_float), ("sampling", C.c_void_p)]
 
 
 def setup(batch, heads, groups, past=None):

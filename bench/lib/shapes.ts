@@ -30,6 +30,19 @@ export const shapes: Readonly<Record<string, Shape>> = {
     mamba_d_state: 128,
     tie_word_embeddings: true,
   },
+  /** The 9B's heads and states in a small model: what its fast kernels can be tested with. */
+  "9b-thin": {
+    vocab_size: 1024,
+    hidden_size: 1024,
+    intermediate_size: 2048,
+    num_hidden_layers: 3,
+    num_attention_heads: 8,
+    num_key_value_heads: 2,
+    attn_layer_indices: [1],
+    mamba_n_heads: 32,
+    mamba_d_state: 128,
+    tie_word_embeddings: false,
+  },
   "1.2b": {
     vocab_size: 32000,
     hidden_size: 2048,

@@ -72,7 +72,7 @@ export class Session {
     const counts = this.rows.map((row, r) => row.ids.length - past[r]);
     cache.reserve(this.rows.map((row) => row.ids.length));
     const scores: Scores = [];
-    const chunk = prefillChunk(this.options.inputs.prefill_chunk_size);
+    const chunk = prefillChunk(this.options.inputs.prefill_chunk_size, runtime.device);
     for (const pieces of cutIntoRuns(counts, past, chunk, scan_chunk)) {
       const last = pieces.map((p) => p.begin + p.count === counts[p.sequence]);
       const sequences = pieces.map((piece, i): RunSequence => {

@@ -19,8 +19,10 @@ const align = (n: number) => Math.ceil(n / alignment_bytes) * alignment_bytes;
  * Places values: the largest first, each at the lowest offset that is free during its whole life.
  *
  * @param values with the first and last command that touch each one
+ * @param margin commands for which a value's memory is left alone after its last use: a device that
+ *   does neighbouring commands at once writes the last one's result while it reads the first's inputs
  */
-export function placeValues(values: readonly Value[]): Placement {
+export function placeValues(values: readonly Value[], margin = 0): Placement {
   const offsets = new Array<number>(values.length).fill(0);
   let external_bytes = 0;
   for (const [i, value] of values.entries()) {
@@ -34,7 +36,7 @@ export function placeValues(values: readonly Value[]): Placement {
   let arena_bytes = 0;
   for (const i of order) {
     const rivals = placed.filter((j) =>
-      values[j].first <= values[i].last && values[i].first <= values[j].last
+      values[j].first <= values[i].last + margin && values[i].first <= values[j].last + margin
     ).sort((a, b) => offsets[a] - offsets[b]);
     const size = align(values[i].bytes);
     let at = 0;

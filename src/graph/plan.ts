@@ -72,7 +72,7 @@ export class Plan {
    * @throws {RangeError | TypeError | NativeError} in the library's words when it refuses
    */
   static create(device: Device, graph: Graph, sizes: PlanSizes): Plan {
-    const placement = placeValues(graph.values);
+    const placement = placeValues(graph.values, device.kind === "cuda" ? 1 : 0);
     const encoded = encodePlan(graph, placement, sizes);
     const { handle, bytes } = device.native.createPlan(device.handle, encoded);
     const places = (tensors: ReadonlyMap<string, Tensor>) =>

@@ -41,6 +41,8 @@ export interface RunOptions {
   readonly pad_id?: number;
   /** Whether ids are sampled and reported. */
   readonly sample?: boolean;
+  /** "profile" times every launch instead of giving results; on a GPU only. */
+  readonly kind?: "run" | "profile";
   /** Fills input regions of the input/output buffer before the run. */
   readonly fill?: (shared: SharedBuffer) => void;
 }
@@ -63,7 +65,7 @@ export function startRun(device: Device, options: RunOptions): StartedRun {
     if (shared) options.fill?.(shared);
     const { state, kv } = cache.handles;
     const job = device.native.startJob({
-      kind: "run",
+      kind: options.kind ?? "run",
       device: device.handle,
       plan: plan.handle,
       state,

@@ -4,6 +4,7 @@
 
 const std = @import("std");
 const command = @import("command");
+const attention = @import("chain_attention.zig");
 const decode = @import("linear_decode.zig");
 const k = @import("kernel.zig");
 const linear = @import("linear.zig");
@@ -32,10 +33,22 @@ const Pattern = struct {
 /// The longest first.
 const patterns = [_]Pattern{
     .{
+        .ops = &attention.ops,
+        .between = &attention.between,
+        .fits = attention.fits,
+        .launch = attention.launch,
+    },
+    .{
         .ops = &.{ .rms_norm, .linear, .linear, .swiglu },
         .between = &.{ .{ 0, 2 }, .{ 1, 4 }, .{ 2, 4 } },
         .fits = normSwigluFits,
         .launch = normSwiglu,
+    },
+    .{
+        .ops = &.{ .rms_norm, .gather_rows, .linear },
+        .between = &.{ .{ 0, 2 }, .{ 1, 2 } },
+        .fits = normGatherLinearFits,
+        .launch = normGatherLinear,
     },
     .{
         .ops = &.{ .rms_norm, .linear },
@@ -142,6 +155,7 @@ const Bytes = struct {
 
 /// Bytes that a link needs for a value between its kernels.
 pub fn spareBytes(tasks: []const Task, link: Link) usize {
+    if (link.launch == attention.launch) return attention.spareBytes(tasks[link.first..]);
     if (link.launch != normSwiglu) return 0;
     const norm = tasks[link.first].operands[2];
     return @as(usize, norm.shape[0]) * norm.shape[1] * k.elementBytes(norm.dtype);
@@ -168,14 +182,22 @@ fn normLinear(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     var a = decode.arguments(of);
     if (a.batch > decode.norm_rows_max or !decode.staged(&a)) return each(tasks, s);
-    takeNorm(&a, norm, 1);
+    decode.takeNorm(&a, norm, 1);
     decode.launch(.rms, a, k.dtype(of, 4) == .f32, s);
 }
-fn takeNorm(a: *decode.Args, norm: *const Task, weight: usize) void {
-    a.x = k.at(norm, 0);
-    a.x_stride = k.stride(norm, 0);
-    a.norm_weight = k.at(norm, weight);
-    a.eps = norm.attrF(0);
+fn normGatherLinearFits(tasks: []const Task) bool {
+    const norm, const gather, const of = .{ &tasks[0], &tasks[1], &tasks[2] };
+    return same(norm, 2, gather, 0) and same(gather, 2, of, 0) and linear.isFast(of) and
+        k.aligned(norm, &.{0});
+}
+/// Where every row is wanted, as when ids are decoded, nothing is gathered.
+fn normGatherLinear(tasks: []const Task, s: *Stream) void {
+    const norm, const of = .{ &tasks[0], &tasks[2] };
+    var a = decode.arguments(of);
+    const joins = s.takesAllRows() and a.batch <= decode.norm_rows_max and decode.staged(&a);
+    if (!joins) return each(tasks, s);
+    decode.takeNorm(&a, norm, 1);
+    decode.launch(.rms, a, k.dtype(of, 4) == .f32, s);
 }
 
 fn gatedLinearFits(tasks: []const Task) bool {
@@ -187,7 +209,7 @@ fn gatedLinear(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     var a = decode.arguments(of);
     if (a.batch > decode.norm_rows_max or !decode.staged(&a)) return each(tasks, s);
-    takeNorm(&a, norm, 2);
+    decode.takeNorm(&a, norm, 2);
     a.gate = k.at(norm, 1);
     a.gate_stride = k.stride(norm, 1);
     decode.launch(.gated, a, false, s);
@@ -211,7 +233,7 @@ fn normSwiglu(tasks: []const Task, s: *Stream) void {
     a.out = k.at(out, 2);
     a.out_stride = k.stride(out, 2);
     if (a.batch <= decode.norm_rows_max and decode.staged(&a)) {
-        takeNorm(&a, norm, 1);
+        decode.takeNorm(&a, norm, 1);
         return decode.launch(.rms_swiglu, a, false, s);
     }
     const few = a.batch <= decode.rows_max;

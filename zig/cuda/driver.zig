@@ -26,6 +26,10 @@ pub const attribute = struct {
 };
 pub const function_shared_memory: c_int = 8;
 pub const stream_non_blocking: c_uint = 1;
+/// Events whose waiters sleep, and that keep no time.
+pub const event_sleep_no_time: c_uint = 1 | 2;
+/// Records an event as a node of the graph that is being captured.
+pub const event_external: c_uint = 1;
 pub const capture_thread_local: c_int = 1;
 /// Each thread's own stream.
 pub const stream_per_thread: Handle = @ptrFromInt(2);
@@ -74,6 +78,11 @@ pub const Api = struct {
     cuMemsetD8Async: *const fn (Address, u8, usize, Handle) callconv(.c) Result,
     cuStreamCreate: *const fn (*Handle, c_uint) callconv(.c) Result,
     cuStreamSynchronize: *const fn (Handle) callconv(.c) Result,
+    cuEventCreate: *const fn (*Handle, c_uint) callconv(.c) Result,
+    cuEventRecordWithFlags: *const fn (Handle, Handle, c_uint) callconv(.c) Result,
+    cuEventSynchronize: *const fn (Handle) callconv(.c) Result,
+    cuEventElapsedTime: *const fn (*f32, Handle, Handle) callconv(.c) Result,
+    cuEventDestroy_v2: *const fn (Handle) callconv(.c) Result,
     cuModuleLoadData: *const fn (*Handle, *const anyopaque) callconv(.c) Result,
     cuModuleGetFunction: *const fn (*Handle, Handle, [*:0]const u8) callconv(.c) Result,
     cuFuncSetAttribute: *const fn (Handle, c_int, c_int) callconv(.c) Result,

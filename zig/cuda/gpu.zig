@@ -13,6 +13,14 @@ const Result = driver.Result;
 pub const max_gpus = 16;
 /// Pinned memory through which step buffers and results pass.
 pub const staging_bytes = 1 << 20;
+/// Steps whose ids may wait in `Results`.
+pub const results_depth = 2;
+/// Jobs that have `Results` at a time, and sequences of one; others advance on the host.
+const results_jobs = 32;
+const results_seqs = 1024;
+
+/// Pinned memory that the GPU writes each step's ids into.
+pub const Results = struct { ids: [*]i32, place: u5 };
 
 pub const Gpu = struct {
     api: *const driver.Api,
@@ -21,6 +29,8 @@ pub const Gpu = struct {
     /// Runs of plans, one after another.
     stream: driver.Handle,
     staging: [*]u8,
+    results: [*]i32,
+    results_taken: std.atomic.Value(u32) = .init(0),
     name: [64]u8,
     capability: u32,
     multiprocessors: u32,
@@ -112,6 +122,25 @@ pub const Gpu = struct {
         _ = g.api.cuMemFreeHost(pages.ptr);
     }
 
+    /// Room for a job's ids; null where there is none.
+    pub fn takeResults(g: *Gpu, n_seqs: u32) ?Results {
+        if (n_seqs > results_seqs) return null;
+        var taken = g.results_taken.load(.monotonic);
+        while (~taken != 0) {
+            const place: u5 = @intCast(@ctz(~taken));
+            const mine = @as(u32, 1) << place;
+            taken = g.results_taken.cmpxchgWeak(taken, taken | mine, .acq_rel, .monotonic) orelse
+                return .{
+                    .ids = g.results + @as(usize, place) * results_depth * results_seqs,
+                    .place = place,
+                };
+        }
+        return null;
+    }
+    pub fn giveResults(g: *Gpu, r: Results) void {
+        _ = g.results_taken.fetchAnd(~(@as(u32, 1) << r.place), .acq_rel);
+    }
+
     /// A kernel of an embedded image, loaded with it when first asked for. Not for two threads.
     pub fn function(g: *Gpu, image: usize, name: [*:0]const u8) struct { driver.Handle, Result } {
         if (images.count == 0) unreachable; // no GPU was opened
@@ -174,6 +203,7 @@ fn open(api: *const driver.Api, ordinal: u32, f: *Failure) Rejected!Gpu {
         .context = null,
         .stream = null,
         .staging = undefined,
+        .results = undefined,
         .name = @splat(0),
         .capability = 0,
         .multiprocessors = 0,
@@ -205,5 +235,7 @@ fn open(api: *const driver.Api, ordinal: u32, f: *Failure) Rejected!Gpu {
     const non_blocking = driver.stream_non_blocking;
     try g.check(api.cuStreamCreate(&g.stream, non_blocking), "to make a stream", f);
     g.staging = (try g.pinned(staging_bytes, f)).ptr;
+    const results_bytes = results_jobs * results_depth * results_seqs * @sizeOf(i32);
+    g.results = @ptrCast(@alignCast((try g.pinned(results_bytes, f)).ptr));
     return g;
 }

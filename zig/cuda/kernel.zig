@@ -6,7 +6,9 @@ const command = @import("command");
 const stream = @import("stream.zig");
 const cpu_kernel = @import("../cpu/kernel.zig");
 pub const Task = cpu_kernel.Task;
+pub const Step = cpu_kernel.Step;
 pub const Stream = stream.Stream;
+pub const Extra = stream.Extra;
 pub const blocks = stream.blocks;
 
 pub const Kernel = struct {

@@ -60,6 +60,14 @@ pub fn staged(a: *const Args) bool {
     return xBytes(a) + 4 * slot_bytes <= room;
 }
 
+/// Puts the norm's command `norm` in front: its input, and its weight, which is operand `weight`.
+pub fn takeNorm(a: *Args, norm: *const Task, weight: usize) void {
+    a.x = k.at(norm, 0);
+    a.x_stride = k.stride(norm, 0);
+    a.norm_weight = k.at(norm, weight);
+    a.eps = norm.attrF(0);
+}
+
 /// `f32_out`: what becomes scores; only `plain` and `rms` have it.
 pub fn launch(comptime mode: Mode, a: Args, f32_out: bool, s: *Stream) void {
     const tile: usize = if (mode == .swiglu or mode == .rms_swiglu) 8 else 16;

@@ -102,6 +102,8 @@ const UpdateArgs = extern struct {
     conv_dim: i32 = 0,
     dt_min: f32,
     dt_max: f32,
+    /// Where the sequences' ends stand.
+    sampling: ?[*]u8,
 };
 
 fn update(t: *const Task, s: *Stream) void {
@@ -133,6 +135,7 @@ fn updateArguments(t: *const Task) UpdateArgs {
         .groups = k.attr(t, 2),
         .dt_min = t.attrF(4),
         .dt_max = t.attrF(5),
+        .sampling = @ptrCast(t.step.sampling),
     };
 }
 
@@ -194,6 +197,7 @@ const RecurrenceArgs = extern struct {
     state_dim: i32,
     dt_min: f32,
     dt_max: f32,
+    sampling: ?[*]u8,
 };
 
 fn recurrence(t: *const Task, s: *Stream) void {
@@ -222,6 +226,7 @@ fn recurrence(t: *const Task, s: *Stream) void {
         .state_dim = k.attr(t, 3),
         .dt_min = t.attrF(4),
         .dt_max = t.attrF(5),
+        .sampling = @ptrCast(t.step.sampling),
     };
     const grid = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
     switch (k.dtype(t, 0)) {

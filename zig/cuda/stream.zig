@@ -112,6 +112,15 @@ pub const Stream = struct {
         return most;
     }
 
+    /// Whether the rows whose logits are wanted are all rows, in order.
+    pub fn takesAllRows(s: *const Stream) bool {
+        const step = s.host;
+        const rows = step.logit_rows orelse return false;
+        if (step.n_logits != step.n_tokens) return false;
+        for (rows[0..step.n_logits], 0..) |row, i| if (row != i) return false;
+        return true;
+    }
+
     /// Sets bytes to zero, in order with the launches.
     pub fn clear(s: *Stream, to: [*]u8, bytes: u64) void {
         if (s.result != driver.ok) return;

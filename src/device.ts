@@ -123,7 +123,9 @@ export class Device {
     const { kind, ordinal } = parseName(chosen);
     const cpu_level = chooseLevel(level);
     const best = cpu_level === "auto" ? machine.cpu_level : cpu_level;
-    const threads = wanted ?? machine.physical_cores;
+    // A GPU's threads only load weights: that is copying, for which every thread is good.
+    const threads = wanted ??
+      (kind === "cuda" ? machine.logical_cores : machine.physical_cores);
     const key = kind === "cpu" ? `cpu ${threads} ${best}` : `cuda ${ordinal}`;
     let shared = shared_devices.get(key);
     if (shared === undefined) {

@@ -25,6 +25,8 @@ const allocator = std.heap.c_allocator;
 
 /// Parts between two chances for other jobs of the device.
 const turn_parts = 128;
+/// And of a GPU, whose link should not stand still between them.
+const gpu_turn_parts = 1024;
 
 pub const Load = struct {
     items: std.ArrayList(Item) = .empty,
@@ -32,28 +34,35 @@ pub const Load = struct {
     /// Room for one part of the file for each thread.
     parts: memory.Pages = memory.none,
     part_room: u64 = 0,
-    /// Where the parts go to a GPU, which copies them from pinned memory.
+    /// Where the parts go to a GPU, which copies them from pinned memory: each thread has two places
+    /// and fills one while the other is copied.
     pinned: ?*cuda.Gpu = null,
+    uploads: []cuda.Upload = &.{},
 
     pub fn release(l: *Load) void {
         for (l.items.items) |item| item.release();
         l.items.deinit(allocator);
+        for (l.uploads) |*upload| upload.free();
+        allocator.free(l.uploads);
         if (l.pinned) |gpu| gpu.unpin(l.parts) else memory.unmap(l.parts);
     }
 
     pub fn run(l: *Load, c: *job.Context, f: *Failure) Rejected!void {
         const pool = &c.device.pool;
+        const turn: u64 = if (l.pinned != null) gpu_turn_parts else turn_parts;
         var begin: u64 = 0;
-        while (begin < l.n_parts) : (begin += turn_parts) {
+        while (begin < l.n_parts) : (begin += turn) {
             if (!pool.turn.lock(&c.cancel)) break;
             defer pool.turn.unlock();
             var shared: Shared = .{
                 .load = l,
                 .context = c,
                 .next = .init(begin),
-                .end = @min(begin + turn_parts, l.n_parts),
+                .end = @min(begin + turn, l.n_parts),
             };
             pool.together(&shared, Shared.thread);
+            for (l.uploads) |*upload| upload.finish(&shared.failure) catch
+                shared.failed.store(true, .release);
             if (shared.failed.load(.acquire)) {
                 f.* = shared.failure;
                 return error.Rejected;
@@ -97,10 +106,17 @@ pub fn prepare(c: *job.Context, data: []const u8, f: *Failure) Rejected!Load {
     }
     l.part_room = std.mem.alignForward(u64, l.part_room, std.heap.page_size_min);
     if (l.part_room == 0) return l;
-    const room = l.part_room * c.device.n_threads;
+    const n_threads = c.device.n_threads;
+    const room = l.part_room * n_threads;
     if (c.device.gpu) |gpu| {
-        l.parts = @alignCast(try gpu.pinned(room, f));
+        l.parts = @alignCast(try gpu.pinned(2 * room, f));
         l.pinned = gpu;
+        const uploads = allocator.alloc(cuda.Upload, n_threads) catch
+            return f.memory(n_threads * @sizeOf(cuda.Upload));
+        @memset(uploads, .{});
+        l.uploads = uploads;
+        for (uploads, 0..) |*upload, i|
+            try upload.init(gpu, l.parts[2 * i * l.part_room ..][0 .. 2 * l.part_room], f);
     } else l.parts = try memory.map(room, true, "loading", f);
     return l;
 }
@@ -117,7 +133,7 @@ const Shared = struct {
 
     fn thread(s: *Shared, index: u32) void {
         const l = s.load;
-        const room = if (l.part_room == 0)
+        const room = if (l.part_room == 0 or l.pinned != null)
             l.parts
         else
             l.parts[index * l.part_room ..][0..l.part_room];
@@ -126,7 +142,7 @@ const Shared = struct {
             if (part >= s.end) return;
             const item = l.items.items[find(l.items.items, part)];
             var f: Failure = .{};
-            s.bring(item, part - item.first_part, room, &f) catch s.fail(&f);
+            s.bring(item, part - item.first_part, index, room, &f) catch s.fail(&f);
         }
     }
 
@@ -147,13 +163,20 @@ const Shared = struct {
         s.failed.store(true, .release);
     }
 
-    fn bring(s: *Shared, item: Item, part: u64, room: []u8, f: *Failure) Rejected!void {
+    fn bring(
+        s: *Shared,
+        item: Item,
+        part: u64,
+        thread_index: u32,
+        room: []u8,
+        f: *Failure,
+    ) Rejected!void {
         const raw = item.raw;
         const row = item.rowOf(part);
         const rows = item.rowOf(part + 1) - row;
         const dst = item.buffer.memory.ptr() + raw.dst_offset;
         if (s.load.pinned != null) {
-            try s.upload(item, row, rows, room, f);
+            try s.send(item, row, rows, &s.load.uploads[thread_index], f);
         } else if (!item.converts()) {
             const at = dst + row * item.outBytes();
             try read(item, row, at[0 .. rows * item.rowBytes()], f);
@@ -169,8 +192,16 @@ const Shared = struct {
     }
 
     /// Brings rows to a GPU by way of pinned memory.
-    fn upload(s: *Shared, item: Item, row: u64, rows: u64, room: []u8, f: *Failure) Rejected!void {
+    fn send(
+        s: *Shared,
+        item: Item,
+        row: u64,
+        rows: u64,
+        through: *cuda.Upload,
+        f: *Failure,
+    ) Rejected!void {
         const raw = item.raw;
+        const room = try through.next(f);
         var ready = room[0 .. rows * item.rowBytes()];
         try read(item, row, ready, f);
         if (item.converts()) {
@@ -178,7 +209,8 @@ const Shared = struct {
             try s.convert(item, row, rows, ready.ptr, raw.dst_dtype, room.ptr, f);
             transform(raw.transform, ready.ptr, rows * item.cols);
         }
-        try item.buffer.memory.write(raw.dst_offset + row * item.outBytes(), ready, f);
+        const to = @intFromPtr(item.buffer.memory.ptr()) + raw.dst_offset + row * item.outBytes();
+        try through.start(to, ready, f);
     }
 
     /// Converts rows that lie as they are in the file; those with scales one by one.

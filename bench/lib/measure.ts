@@ -57,8 +57,10 @@ export interface Subject extends Disposable {
 }
 
 /** Loads the random model of a shape. */
-export async function openSubject(options: BenchOptions): Promise<Subject> {
-  const { shape, weights, threads, device: name, signal } = options;
+export async function openSubject(
+  options: BenchOptions & { readonly progress_callback?: () => void },
+): Promise<Subject> {
+  const { shape, weights, threads, device: name, signal, progress_callback } = options;
   const folder = await randomModel(shape, signal);
   const device = await Device.open(name, { threads });
   try {
@@ -68,6 +70,7 @@ export async function openSubject(options: BenchOptions): Promise<Subject> {
         : { quantization_config: { type: weights } }),
       device: name,
       threads,
+      progress_callback,
       signal,
     });
     return {

@@ -49,7 +49,7 @@ export async function beamSearch(
       new BeamSearch(options, session.rows[p * num_beams].ids, p * num_beams, max_new_tokens),
   );
 
-  let logits = await session.prefill(signal);
+  let logits = (await session.prefill(signal)).scores;
   for (let step = 0; step < max_new_tokens; step++) {
     if (options.output_logits) recorded.logits.push(logits.map((row) => row.slice()));
     const scores = await beamScores(session, logits);

@@ -39,9 +39,12 @@ export async function* decodeSteps(
     options.output_scores || options.output_logits;
   let left = run.max_new_tokens;
 
-  let scores = await session.prefill(signal);
+  const wants_scores = options.processors.length > 0 || options.output_scores ||
+    options.output_logits;
+  let { scores, ids } = await session.prefill(signal, !wants_scores);
   for (;;) {
-    yield append(session, await choose(session, scores, run.recorded));
+    yield append(session, ids ?? await choose(session, scores, run.recorded));
+    ids = undefined;
     left--;
     if (stops) endRows(session, stops(session.rows.map((row) => row.ids)) as boolean[]);
     if (left === 0 || session.rows.every((row) => row.finished)) return;

@@ -65,8 +65,16 @@ export class Session {
     return this.options.do_sample;
   }
 
-  /** Runs the prompts through the model. @returns logits after each row's last id */
-  async prefill(signal?: AbortSignal): Promise<Scores> {
+  /**
+   * Runs the prompts through the model.
+   *
+   * @param chooses let the last run choose each row's next id, where all rows end in it
+   * @returns the chosen ids, or else the logits after each row's last id
+   */
+  async prefill(
+    signal?: AbortSignal,
+    chooses = false,
+  ): Promise<{ scores: Scores; ids?: number[] }> {
     const { runtime, cache } = this;
     const past = [...cache.lengths];
     const counts = this.rows.map((row, r) => row.ids.length - past[r]);
@@ -75,6 +83,8 @@ export class Session {
     const chunk = prefillChunk(this.options.inputs.prefill_chunk_size, runtime.device);
     for (const pieces of cutIntoRuns(counts, past, chunk, scan_chunk)) {
       const last = pieces.map((p) => p.begin + p.count === counts[p.sequence]);
+      const finished = last.filter(Boolean).length;
+      const ids: number[] | undefined = chooses && finished === this.rows.length ? [] : undefined;
       const sequences = pieces.map((piece, i): RunSequence => {
         const start = past[piece.sequence] + piece.begin;
         return {
@@ -83,31 +93,42 @@ export class Session {
           ids: this.rows[piece.sequence].ids.slice(start, start + piece.count),
           positions: Array.from({ length: piece.count }, (_, t) => start + t),
           logit_rows: last[i] ? [piece.count - 1] : [],
+          sampling: ids && this.#sampling(this.rows[piece.sequence], piece.sequence),
+          history: ids && this.processes ? this.rows[piece.sequence].ids : undefined,
         };
       });
       const tokens = pieces.reduce((sum, p) => sum + p.count, 0);
       const decode = tokens === pieces.length;
-      const finished = last.filter(Boolean).length;
       const capacity = {
         tokens: bucket(tokens),
         seqs: decode ? bucket(tokens) : bucket(pieces.length),
         logits: bucket(finished),
       };
-      const plan = runtime.plans.get({ capacity, decode, keep: ["logits"] });
-      const rows = await this.#finish(
-        startRun(runtime.device, { plan, cache, sequences }),
-        "logits",
-        plan.outputs,
-        finished,
-        signal,
-      );
+      const plan = runtime.plans.get({
+        capacity,
+        decode,
+        ...(ids ? { tail: this.choosingTail() } : { keep: ["logits"] }),
+      });
+      const run = startRun(runtime.device, {
+        plan,
+        cache,
+        sequences,
+        sample: ids !== undefined,
+        ...(ids ? this.#rules() : {}),
+      });
+      const rows = await this.#finish(run, "logits", plan.outputs, finished, signal, ids);
       let next = 0;
       for (const [i, piece] of pieces.entries()) {
         if (last[i]) scores[piece.sequence] = rows[next++];
         cache.lengths[piece.sequence] += piece.count;
       }
+      if (ids) {
+        const by_row: number[] = [];
+        for (const [i, { sequence }] of pieces.entries()) by_row[sequence] = ids[i];
+        return { scores: [], ids: by_row };
+      }
     }
-    return scores;
+    return { scores };
   }
 
   /** Feeds each row's last id. @returns logits (or what `tail` makes of them) after it */
@@ -211,7 +232,8 @@ export class Session {
         if (state === "done") break;
         if (state === "cancelled") signal?.throwIfAborted();
       }
-      const place = places.get(name)!;
+      const place = places.get(name);
+      if (place === undefined) return [];
       const targets = new Array<number>(count).fill(0);
       const all = readRows({ shared: shared!, place, targets });
       return targets.map((_, r) => all.subarray(r * place.columns, (r + 1) * place.columns));

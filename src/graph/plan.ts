@@ -51,6 +51,9 @@ const dtype_codes: Record<DTypeName, number> = {
   q6_k: DType.q6_k,
 };
 
+/** Commands between the first input and the result of what a GPU does at once: zig/cuda/chain.zig. */
+const chain_margin = 2;
+
 /** A compiled graph on a device. Run it as often as needed; dispose of it when done. */
 export class Plan {
   private constructor(
@@ -72,7 +75,7 @@ export class Plan {
    * @throws {RangeError | TypeError | NativeError} in the library's words when it refuses
    */
   static create(device: Device, graph: Graph, sizes: PlanSizes): Plan {
-    const placement = placeValues(graph.values, device.kind === "cuda" ? 1 : 0);
+    const placement = placeValues(graph.values, device.kind === "cuda" ? chain_margin : 0);
     const encoded = encodePlan(graph, placement, sizes);
     const { handle, bytes } = device.native.createPlan(device.handle, encoded);
     const places = (tensors: ReadonlyMap<string, Tensor>) =>

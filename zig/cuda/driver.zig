@@ -28,6 +28,7 @@ pub const function_shared_memory: c_int = 8;
 pub const stream_non_blocking: c_uint = 1;
 /// Events whose waiters sleep, and that keep no time.
 pub const event_sleep_no_time: c_uint = 1 | 2;
+pub const event_no_time: c_uint = 2;
 /// Records an event as a node of the graph that is being captured.
 pub const event_external: c_uint = 1;
 pub const capture_thread_local: c_int = 1;
@@ -77,6 +78,7 @@ pub const Api = struct {
     cuMemcpyDtoDAsync_v2: *const fn (Address, Address, usize, Handle) callconv(.c) Result,
     cuMemsetD8Async: *const fn (Address, u8, usize, Handle) callconv(.c) Result,
     cuStreamCreate: *const fn (*Handle, c_uint) callconv(.c) Result,
+    cuStreamDestroy_v2: *const fn (Handle) callconv(.c) Result,
     cuStreamSynchronize: *const fn (Handle) callconv(.c) Result,
     cuEventCreate: *const fn (*Handle, c_uint) callconv(.c) Result,
     cuEventRecordWithFlags: *const fn (Handle, Handle, c_uint) callconv(.c) Result,

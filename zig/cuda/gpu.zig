@@ -66,7 +66,10 @@ pub const Gpu = struct {
         const room = @max(bytes, 1);
         var address: driver.Address = 0;
         const fits = room <= unused;
-        if (!fits or g.api.cuMemAlloc_v2(&address, room) != driver.ok) return f.set(
+        const result = if (fits) g.api.cuMemAlloc_v2(&address, room) else driver.out_of_memory;
+        if (result != driver.ok and result != driver.out_of_memory)
+            try g.check(result, "to give memory", f);
+        if (result != driver.ok) return f.set(
             .memory,
             "Expected {d} MiB of GPU memory for {s} but found {d} MiB available",
             .{ bytes >> 20, what, unused >> 20 },

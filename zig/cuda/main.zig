@@ -8,6 +8,7 @@ const kernel = @import("kernel.zig");
 const Kernel = kernel.Kernel;
 
 pub const Gpu = gpu.Gpu;
+pub const Upload = @import("upload.zig").Upload;
 pub const get = gpu.get;
 pub const state = gpu.state;
 pub const max_gpus = gpu.max_gpus;

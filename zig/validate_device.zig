@@ -46,6 +46,7 @@ pub fn check(c: *const Checked) Rejected!void {
         .ssm_scan, .ssm_update => {
             try atMost(c, 2, c.command.attrs[3]);
             try expectAll(c, c.given[0].?.dtype);
+            try expect(c, 7, .f32);
         },
         else => try expectAll(c, c.given[0].?.dtype),
     }

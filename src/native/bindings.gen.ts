@@ -1,7 +1,7 @@
 // Printed by `zig build bindings` from zig/command.zig; do not edit.
 
 /** Hash of all declarations of zig/command.zig, compared with the library's at load. */
-export const abi_hash = 743084468;
+export const abi_hash = 3893204588;
 
 export const revision = 1;
 export const max_operands = 12;
@@ -34,6 +34,7 @@ export const DType = {
   q4_k: 6,
   q5_k: 7,
   q6_k: 8,
+  f8_e4m3: 9,
 } as const;
 
 export const Space = {
@@ -235,7 +236,7 @@ export const Info = {
 } as const;
 
 export const LoadItem = {
-  size: 64,
+  size: 88,
   fields: {
     file: { offset: 0, type: "u32" },
     buffer: { offset: 4, type: "u32" },
@@ -250,6 +251,11 @@ export const LoadItem = {
     transform: { offset: 52, type: "u32" },
     head_rows: { offset: 56, type: "u32" },
     rotary_rows: { offset: 60, type: "u32" },
+    scales_file: { offset: 64, type: "u32" },
+    scales_dtype: { offset: 68, type: "u32" },
+    n_scales: { offset: 72, type: "u32" },
+    reserved: { offset: 76, type: "u32" },
+    scales_offset: { offset: 80, type: "u64" },
   },
 } as const;
 

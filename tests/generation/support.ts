@@ -12,7 +12,13 @@ export const folder = fileURLToPath(new URL("../../models/bamba-wordnet-8m", imp
 export function loadModel(
   o: Omit<PretrainedOptions, "device"> = {},
 ): Promise<BambaForCausalLM> {
-  return AutoModelForCausalLM.from_pretrained(folder, { dtype: exact_dtype, ...o });
+  // What only the CPU runs is tested there.
+  const on_cpu = o.quantization_config ?? o.cache_dtype ?? o.state_dtype;
+  return AutoModelForCausalLM.from_pretrained(folder, {
+    dtype: exact_dtype,
+    ...(on_cpu === undefined ? {} : { device: "cpu" }),
+    ...o,
+  });
 }
 
 /** Loads its tokenizer. */

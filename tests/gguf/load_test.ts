@@ -27,7 +27,7 @@ const prompts = ["a small dog is", "the act of", "to run"];
 /** Greedy continuations of the prompts, and the logits of the first one. */
 async function speak(path: string, options: { dtype?: "auto" | "float32" | "bfloat16" } = {}) {
   const tokenizer = await AutoTokenizer.from_pretrained(path);
-  using model = await AutoModelForCausalLM.from_pretrained(path, options);
+  using model = await AutoModelForCausalLM.from_pretrained(path, { device: "cpu", ...options });
   const rows: number[][] = [];
   for (const prompt of prompts) {
     const { input_ids } = tokenizer(prompt);
@@ -190,7 +190,7 @@ describe("a GGUF file that Python's gguf wrote", () => {
   });
 
   it("runs in the blocks it is stored in, and is not quantized a second time", async () => {
-    using model = await AutoModelForCausalLM.from_pretrained(tiny_path);
+    using model = await AutoModelForCausalLM.from_pretrained(tiny_path, { device: "cpu" });
     assertEquals(model.dtype, "q8_0");
     const [row] = await model.generate({ input_ids: [[1, 268, 266]], max_new_tokens: 5 });
     assertEquals(row.slice(0, 5), [1, 268, 266, 96, 78]);

@@ -56,7 +56,7 @@ describe("call", () => {
     ];
     for (const [inputs, sentence] of cases) {
       const error = await assertRejects(() => model.call(inputs as CallInputs), Error);
-      assertStringIncludes(error.message, sentence);
+      assertStringIncludes(error.message.toLowerCase(), sentence.toLowerCase());
       const known = error instanceof TypeError || error instanceof RangeError;
       assert(known, `${error.name} for ${sentence}`);
     }
@@ -101,14 +101,14 @@ describe("from_pretrained", () => {
         [{ device: "tpu" }, "tpu"],
         [{ threads: -1 }, "-1"],
         [{ thread: 1 }, 'did you mean "threads"'],
-        [{ device: "cuda" }, "CUDA"],
+        [{ device: "cuda:99" }, "cuda"],
       ];
       for (const [option, sentence] of options) {
         const error = await assertRejects(
           () => AutoModelForCausalLM.from_pretrained(folder, option),
           Error,
         );
-        assertStringIncludes(error.message, sentence);
+        assertStringIncludes(error.message.toLowerCase(), sentence.toLowerCase());
       }
     } finally {
       rmSync(dir, { recursive: true });

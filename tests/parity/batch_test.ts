@@ -3,7 +3,7 @@
 import { describe, it } from "node:test";
 import { assert, assertEquals } from "@std/assert";
 import { AutoModelForCausalLM, type BambaForCausalLM, type CallInputs } from "../../mod.ts";
-import { tolerances } from "../tolerance.ts";
+import { exact_dtype, tolerances } from "../tolerance.ts";
 import { assertClose, Goldens, modelFolder, tiny_models } from "./goldens.ts";
 
 const tolerance = tolerances.float32;
@@ -33,7 +33,8 @@ function assertSameBits(what: string, a: Float32Array, b: Float32Array): void {
 for (const name of tiny_models) {
   const goldens = new Goldens(name);
   const folder = modelFolder(name);
-  const load = (threads?: number) => AutoModelForCausalLM.from_pretrained(folder, { threads });
+  const load = (threads?: number) =>
+    AutoModelForCausalLM.from_pretrained(folder, { dtype: exact_dtype, threads });
   const { padded, packed, loss, cache, prompts } = goldens.json;
 
   describe(name, () => {

@@ -3,14 +3,15 @@
 import { describe, it } from "node:test";
 import { assertEquals } from "@std/assert";
 import { AutoModel, AutoModelForCausalLM, BambaForCausalLM } from "../../mod.ts";
-import { tolerances } from "../tolerance.ts";
+import { exact_dtype, tolerances } from "../tolerance.ts";
 import { assertClose, Goldens, modelFolder, readWeight, tiny_models } from "./goldens.ts";
 
 const tolerance = tolerances.float32;
 
 for (const name of tiny_models) {
   const goldens = new Goldens(name);
-  const load = () => AutoModelForCausalLM.from_pretrained(modelFolder(name), { dtype: "auto" });
+  const load = () =>
+    AutoModelForCausalLM.from_pretrained(modelFolder(name), { dtype: exact_dtype });
   const ids37: number[] = goldens.json.prompts.len37;
 
   describe(name, () => {
@@ -61,7 +62,7 @@ for (const name of tiny_models) {
     });
 
     it("gives the last hidden state without a head", async () => {
-      using model = await AutoModel.from_pretrained(modelFolder(name));
+      using model = await AutoModel.from_pretrained(modelFolder(name), { dtype: exact_dtype });
       using output = await model.call({ input_ids: [ids37] });
       const truth = goldens.tensor("hidden.final_norm");
       assertClose("final_norm", await output.last_hidden_state!.data(), truth, tolerance);

@@ -62,13 +62,15 @@ pub const Gpu = struct {
 
     /// Zeroed memory. `what` names it in the sentence where there is too little.
     pub fn allocate(g: *Gpu, bytes: u64, what: []const u8, f: *Failure) Rejected!driver.Address {
-        const unused = g.available();
+        g.enter();
+        var unused: usize = 0;
+        var total: usize = 0;
+        try g.check(g.api.cuMemGetInfo_v2(&unused, &total), "to tell its memory", f);
         const room = @max(bytes, 1);
         var address: driver.Address = 0;
         const fits = room <= unused;
         const result = if (fits) g.api.cuMemAlloc_v2(&address, room) else driver.out_of_memory;
-        if (result != driver.ok and result != driver.out_of_memory)
-            try g.check(result, "to give memory", f);
+        if (result != driver.out_of_memory) try g.check(result, "to give memory", f);
         if (result != driver.ok) return f.set(
             .memory,
             "Expected {d} MiB of GPU memory for {s} but found {d} MiB available",

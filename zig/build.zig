@@ -115,11 +115,11 @@ pub fn build(b: *Build) void {
 
 /// Files of ../kernels that are compiled.
 const cuda_stems = [_][]const u8{
-    "advance",           "attention",        "attention_decode", "attention_sm90",
-    "conv1d",            "embedding",        "linear_decode",    "logits_process",
-    "loss",              "linear_batch_sm90", "linear_gemm_sm90", "norm",
-    "peaks",             "reference",        "rope",             "sample",
-    "ssm_scan_sm90",     "ssm_update",
+    "advance",       "attention",         "attention_decode", "attention_sm90",
+    "conv1d",        "embedding",         "linear_decode",    "logits_process",
+    "loss",          "linear_batch_sm90", "linear_gemm_sm90", "norm",
+    "peaks",         "reference",         "rope",             "sample",
+    "ssm_scan_sm90", "ssm_update",
 };
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
 const cuda_targets = [_][]const u8{

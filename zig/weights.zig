@@ -34,8 +34,8 @@ pub const Load = struct {
     /// Room for one part of the file for each thread.
     parts: memory.Pages = memory.none,
     part_room: u64 = 0,
-    /// Where the parts go to a GPU, which copies them from pinned memory: each thread has two places
-    /// and fills one while the other is copied.
+    /// Where the parts go to a GPU, which copies them from pinned memory: each thread has two
+    /// places and fills one while the other is copied.
     pinned: ?*cuda.Gpu = null,
     uploads: []cuda.Upload = &.{},
 

@@ -19,8 +19,8 @@ const align = (n: number) => Math.ceil(n / alignment_bytes) * alignment_bytes;
  * Places values: the largest first, each at the lowest offset that is free during its whole life.
  *
  * @param values with the first and last command that touch each one
- * @param margin commands for which a value's memory is left alone after its last use: a device that
- *   does neighbouring commands at once writes the last one's result while it reads the first's inputs
+ * @param margin commands for which a value's memory is left alone after its last use: a device
+ *   that does neighbours at once writes the last one's result while it reads the first's inputs
  */
 export function placeValues(values: readonly Value[], margin = 0): Placement {
   const offsets = new Array<number>(values.length).fill(0);

@@ -51,7 +51,7 @@ const dtype_codes: Record<DTypeName, number> = {
   q6_k: DType.q6_k,
 };
 
-/** Commands between the first input and the result of what a GPU does at once: zig/cuda/chain.zig. */
+/** Commands between the first and the last of those that a GPU does at once: zig/cuda/chain.zig. */
 const chain_margin = 2;
 
 /** A compiled graph on a device. Run it as often as needed; dispose of it when done. */

@@ -1,6 +1,6 @@
-//! One job's runs of a plan on a GPU. From its second step on a long job is one graph, captured once
-//! and replayed. Where ids are decoded the GPU itself makes each step's ids the next one's input
-//! (kernels/advance.cu), so that a step is always waiting behind the one that runs.
+//! One job's runs of a plan on a GPU. From its second step on a long job is one graph, captured
+//! once and replayed. Where ids are decoded the GPU itself makes each step's ids the next one's
+//! input (kernels/advance.cu), so that a step is always waiting behind the one that runs.
 
 const std = @import("std");
 const builtin = @import("builtin");
@@ -102,8 +102,8 @@ pub const Session = struct {
         const first_alone = s.started == 0 or !s.ahead();
         if (first_alone or s.started == 1) try s.upload(f);
         if (s.poison or builtin.mode == .Debug) {
-            const arena = s.plan.arena;
-            const r = gpu.api.cuMemsetD8Async(@intFromPtr(arena.ptr()), 0xff, arena.len(), gpu.stream);
+            const arena = @intFromPtr(s.plan.arena.ptr());
+            const r = gpu.api.cuMemsetD8Async(arena, 0xff, s.plan.arena.len(), gpu.stream);
             try gpu.check(r, "to poison a plan's memory", f);
         }
         // The first step loads kernels, which a capture must not; the second is worth capturing.

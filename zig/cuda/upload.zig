@@ -1,5 +1,5 @@
-//! Weights on their way up: a thread's two places in pinned memory, of which one is filled while the
-//! other is copied.
+//! Weights on their way up: a thread's two places in pinned memory, of which one is filled while
+//! the other is copied.
 
 const driver = @import("driver.zig");
 const gpu_file = @import("gpu.zig");

@@ -77,16 +77,16 @@ def ptr(t):
     return t.data_ptr() if t is not None else None
 
 
-def tensor_map(t, rows, cols, box_cols, box_rows, stride=None, swizzle=3):
-    """A map of a bf16 matrix with `rows` x `cols` whose rows lie `stride` elements apart."""
+def tensor_map(t, rows, cols, box_cols, box_rows, stride=None, swizzle=3, item=2):
+    """A map of a matrix of bf16 (or bytes) with `rows` x `cols` whose rows lie `stride` elements apart."""
     raw = (C.c_uint8 * 256)()
     base = C.addressof(raw)
     aligned = (base + 63) & ~63
     m = (C.c_uint8 * 128).from_buffer(raw, aligned - base)
     m.keep = (raw, t)
     ok(cuda.cuTensorMapEncodeTiled(
-        m, 9, 2, C.c_void_p(t.data_ptr()), (C.c_uint64 * 2)(cols, rows),
-        (C.c_uint64 * 1)((stride or t.stride(0)) * 2), (C.c_uint32 * 2)(box_cols, box_rows),
+        m, 9 if item == 2 else 0, 2, C.c_void_p(t.data_ptr()), (C.c_uint64 * 2)(cols, rows),
+        (C.c_uint64 * 1)((stride or t.stride(0)) * item), (C.c_uint32 * 2)(box_cols, box_rows),
         (C.c_uint32 * 2)(1, 1), 0, swizzle, 3, 0), "tensor map")
     return m
 

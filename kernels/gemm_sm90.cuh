@@ -1,0 +1,274 @@
+// The tile loop of linear_gemm_sm90.cu (bf16) and linear_fp8_sm90.cu (e4m3): a row of a tile is 128 bytes of k in
+// both, so copies, stages and descriptors are the same; an e4m3 step multiplies twice as many columns.
+#pragma once
+#include "wgmma.cuh"
+
+struct GemmArgs {
+    const float* bias;          // (N) or null
+    const bf16* residual;       // (M,N) or null
+    const uint32_t* rows_ptr;   // null: m
+    int m, n, k;                // swiglu: n counts outputs
+    int residual_stride;
+};
+struct Fp8Args {
+    GemmArgs of;
+    const float* x_scale;   // (M)
+    const float* w_scale;   // (N)
+    const float* w2_scale;  // (N), swiglu
+};
+DEVICE const GemmArgs& gemm_args(const GemmArgs& a) { return a; }
+DEVICE const GemmArgs& gemm_args(const Fp8Args& a) { return a.of; }
+
+#if HOPPER
+constexpr int BM = 128, A_BYTES = BM * 128, OUT_BYTES = 64 * 64 * 2;  // 128 bytes of k a stage
+constexpr int OFF_OUT = 196608, OFF_BAR = OFF_OUT + 4 * OUT_BYTES;
+constexpr int BAND = 8;  // pairs of row tiles in a band
+
+struct Walk {
+    int pairs, cols, total;
+    DEVICE_MEMBER void at(int i, int& pair, int& col) const {
+        int band = i / (BAND * cols), first = band * BAND, size = min(BAND, pairs - first);
+        int r = i - band * BAND * cols;
+        col = r / size, pair = first + r % size;
+    }
+};
+
+template <int BN, bool SWIGLU, bool FP8, typename ARGS>
+DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const CUtensorMap* mo,
+                 const ARGS& args) {
+    const GemmArgs& a = gemm_args(args);
+    constexpr int BK = FP8 ? 128 : 64;
+    constexpr int B_BYTES = BN * 128, STAGE_BYTES = A_BYTES + B_BYTES, STAGES = OFF_OUT / STAGE_BYTES;
+    constexpr int FULL = 0, EMPTY = 8 * STAGES, ACC = BN / 2;
+    extern __shared__ uint8_t raw[];
+    const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
+    const uint32_t rank = cluster_rank();
+    const int group = threadIdx.x >> 7;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) mbar_init(bars + FULL + 8 * i, 1), mbar_init(bars + EMPTY + 8 * i, 4);
+        mbar_init_fence();
+        tma_prefetch_map(mx), tma_prefetch_map(mw), tma_prefetch_map(mw2), tma_prefetch_map(mo);
+    }
+    cluster_sync();
+    pdl_wait();
+    pdl_launch();
+    const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m;
+    constexpr int TILE_N = SWIGLU ? BN / 2 : BN;
+    Walk walk;
+    walk.pairs = (m + 2 * BM - 1) / (2 * BM), walk.cols = (a.n + TILE_N - 1) / TILE_N;
+    walk.total = walk.pairs * walk.cols;
+    const int first = blockIdx.x >> 1, stride = gridDim.x >> 1, blocks_k = (a.k + BK - 1) / BK;
+
+    if (group == 0) {
+        regs_shrink<40>();
+        if (threadIdx.x == 0) {
+            int st = 0, phase = 1;
+            for (int i = first; i < walk.total; i += stride) {
+                int pair, col;
+                walk.at(i, pair, col);
+                const int row = (2 * pair + rank) * BM;
+                const CUtensorMap* map = SWIGLU && rank ? mw2 : mw;
+                const int wrow = SWIGLU ? col * TILE_N : col * BN + rank * (BN / 2);
+                for (int k = 0; k < blocks_k; k++) {
+                    const uint32_t full = bars + FULL + 8 * st, stage = smem + st * STAGE_BYTES;
+                    mbar_wait(bars + EMPTY + 8 * st, phase);
+                    mbar_expect(full, STAGE_BYTES);
+                    tma_load(stage, mx, k * BK, row, full);
+                    tma_load_multi(stage + A_BYTES + rank * (B_BYTES / 2), map, k * BK, wrow, full, 3);
+                    if (++st == STAGES) st = 0, phase ^= 1;
+                }
+            }
+        }
+    } else {
+        regs_grow<232>();
+        const int tid = threadIdx.x & 127, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
+        const int which = group - 1, mat = lane >> 3, r8 = lane & 7;
+        const uint32_t out = smem + OFF_OUT + which * 2 * OUT_BYTES;
+        auto release = [&](int st) {
+            if (tid < 2) mbar_arrive_cluster(bars + EMPTY + 8 * st, tid);
+        };
+        const uint64_t desc_a = wgmma_desc(smem + which * (A_BYTES / 2), 0);
+        const uint64_t desc_b = wgmma_desc(smem + A_BYTES, 0);
+        int st = 0, phase = 0, turn = 0;
+        for (int i = first; i < walk.total; i += stride) {
+            int pair, col;
+            walk.at(i, pair, col);
+            float acc[ACC];
+            int before = -1;
+            for (int k = 0; k < blocks_k; k++) {
+                mbar_wait(bars + FULL + 8 * st, phase);
+                const uint64_t at = desc_a + (uint64_t)(st * (STAGE_BYTES >> 4));
+                const uint64_t bt = desc_b + (uint64_t)(st * (STAGE_BYTES >> 4));
+                wgmma_touch<ACC>(acc);
+                wgmma_fence();
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    if (FP8) BN == 256 ? wgmma_n256_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > 0)
+                                       : wgmma_n128_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > 0);
+                    else if (BN == 256) wgmma_n256_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
+                    else wgmma_n128_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
+                wgmma_commit();
+                wgmma_wait<1>();
+                if (before >= 0) release(before);
+                before = st;
+                if (++st == STAGES) st = 0, phase ^= 1;
+            }
+            wgmma_wait<0>();
+            wgmma_touch<ACC>(acc);
+            release(before);
+
+            const int row0 = (2 * pair + rank) * BM + which * 64, i0 = row0 + 16 * warp + g;
+            float sx[2] = {1, 1};
+            if constexpr (FP8) sx[0] = i0 < m ? args.x_scale[i0] : 0, sx[1] = i0 + 8 < m ? args.x_scale[i0 + 8] : 0;
+#pragma unroll
+            for (int q = 0; q < TILE_N / 64; q++) {
+                const int col0 = col * TILE_N + q * 64;
+                const uint32_t buf = out + turn * OUT_BYTES;
+                turn ^= 1;
+                if (tid == 0) tma_wait_read<1>();  // the store that used this buffer before has read it
+                named_sync(1 + which, 128);
+                float v[32];
+#pragma unroll
+                for (int n = 0; n < 8; n++) {
+                    const int c = col0 + 8 * n + 2 * t, r = 4 * (8 * q + n);
+                    float b0 = 0, b1 = 0;
+                    if (a.bias && c < a.n) b0 = a.bias[c], b1 = a.bias[c + 1];
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        float s = acc[r + j], u = acc[(r + j + ACC / 2) % ACC];
+                        if constexpr (FP8) {
+                            if (c < a.n) {
+                                s *= sx[j >> 1] * args.w_scale[c + (j & 1)];
+                                if (SWIGLU) u *= sx[j >> 1] * args.w2_scale[c + (j & 1)];
+                            }
+                        }
+                        s += j & 1 ? b1 : b0;
+                        v[4 * n + j] = SWIGLU ? silu(s) * u : s;
+                    }
+                    if (a.residual && c < a.n) {
+                        const bf16* p = a.residual + (size_t)i0 * a.residual_stride + c;
+                        uint32_t u = i0 < m ? *(const uint32_t*)p : 0;
+                        uint32_t w = i0 + 8 < m ? *(const uint32_t*)(p + 8 * (size_t)a.residual_stride) : 0;
+                        v[4 * n] += bf_lo(u), v[4 * n + 1] += bf_hi(u);
+                        v[4 * n + 2] += bf_lo(w), v[4 * n + 3] += bf_hi(w);
+                    }
+                }
+                const int row = 16 * warp + (mat & 1) * 8 + r8;
+#pragma unroll
+                for (int n = 0; n < 8; n += 2)
+                    stmatrix4(buf + row * 128 + (((n + (mat >> 1)) ^ r8) << 4), pack_bf16(v[4 * n], v[4 * n + 1]),
+                              pack_bf16(v[4 * n + 2], v[4 * n + 3]), pack_bf16(v[4 * n + 4], v[4 * n + 5]),
+                              pack_bf16(v[4 * n + 6], v[4 * n + 7]));
+                fence_async_smem();
+                named_sync(1 + which, 128);
+                if (tid == 0) {
+                    if (row0 < m && col0 < a.n) tma_store(mo, buf, col0, row0);
+                    tma_commit();
+                }
+            }
+        }
+        if (tid == 0) tma_wait<0>();
+    }
+    cluster_sync();
+}
+
+// A cluster of four splits k for one tile of 128 columns: KR = 4 for 128 rows, 2 for 256 (two blocks of a half share
+// its weights). Sums meet in shared memory, in the order of the parts; each block finishes its share of the columns.
+template <int KR> DEVICE void gemm_split(const CUtensorMap* mx, const CUtensorMap* mw, bf16* out, int out_stride,
+                                         const GemmArgs& a) {
+    constexpr int BK = 64, B_BYTES = 128 * 128, STAGE_BYTES = A_BYTES + B_BYTES, STAGES = 6, PAIR = 4 / KR;
+    constexpr int SHARE = 64 / KR;  // accumulators a thread finishes
+    extern __shared__ uint8_t raw[];
+    const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + STAGES * STAGE_BYTES, empty = bars + 8 * STAGES;
+    const uint32_t rank = cluster_rank(), half = rank % PAIR, part = rank / PAIR;
+    const int group = threadIdx.x >> 7, tile = blockIdx.x / 4, row = half * BM;
+    const int blocks_k = (a.k + BK - 1) / BK, per = (blocks_k + KR - 1) / KR;
+    const int first = min(blocks_k, (int)part * per), count = min(blocks_k, first + per) - first;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) mbar_init(bars + 8 * i, 1), mbar_init(empty + 8 * i, 2 * PAIR);
+        mbar_init_fence();
+    }
+    cluster_sync();
+    float acc[64];
+    if (group == 2) {
+        if (threadIdx.x == 256) {
+            auto weights = [&](int j) {
+                const uint32_t dst = smem + j % STAGES * STAGE_BYTES + A_BYTES, bar = bars + 8 * (j % STAGES);
+                mbar_expect(bar, STAGE_BYTES);
+                if (PAIR == 1) tma_load(dst, mw, (first + j) * BK, tile * 128, bar), tma_load(dst + B_BYTES / 2, mw, (first + j) * BK, tile * 128 + 64, bar);
+                else tma_load_multi(dst + half * (B_BYTES / 2), mw, (first + j) * BK, tile * 128 + half * 64, bar, (uint16_t)(3 << (part * 2)));
+            };
+            auto tokens = [&](int j) { tma_load(smem + j % STAGES * STAGE_BYTES, mx, (first + j) * BK, row, bars + 8 * (j % STAGES)); };
+            const int ahead = min(count, STAGES);
+            for (int j = 0; j < ahead; j++) weights(j);
+            pdl_wait();
+            pdl_launch();
+            for (int j = 0; j < ahead; j++) tokens(j);
+            for (int j = STAGES; j < count; j++) {
+                mbar_wait(empty + 8 * (j % STAGES), ((j / STAGES) & 1) ^ 1);
+                weights(j);
+                tokens(j);
+            }
+        }
+        __syncwarp();
+    } else {
+        pdl_wait();
+        pdl_launch();
+        const int tid = threadIdx.x & 127;
+        const uint64_t desc_a = wgmma_desc(smem + group * (A_BYTES / 2), 0), desc_b = wgmma_desc(smem + A_BYTES, 0);
+        auto release = [&](int j) {
+            if (PAIR == 1 && tid == 0) mbar_arrive(empty + 8 * (j % STAGES));
+            if (PAIR == 2 && tid < 2) mbar_arrive_cluster(empty + 8 * (j % STAGES), part * 2 + tid);
+        };
+#pragma unroll
+        for (int i = 0; i < 64; i++) acc[i] = 0;
+        for (int j = 0; j < count; j++) {
+            mbar_wait(bars + 8 * (j % STAGES), (j / STAGES) & 1);
+            const uint64_t at = (uint64_t)(j % STAGES * (STAGE_BYTES >> 4));
+            wgmma_touch<64>(acc);
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma_n128_ss<0>(acc, desc_a + at + 2 * i, desc_b + at + 2 * i, 1);
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (j > 0) release(j - 1);
+        }
+        wgmma_wait<0>();
+        wgmma_touch<64>(acc);
+        if (count > 0) release(count - 1);
+    }
+    cluster_sync();  // every copy has landed and every stage is read: the ring becomes the table of sums
+    if (group < 2) {
+        float* sums = (float*)(raw + (smem - smem_addr(raw)));
+#pragma unroll
+        for (int i = 0; i < 64; i++) sums[i * 256 + threadIdx.x] = acc[i];
+    }
+    cluster_sync();
+    if (group < 2) {
+        const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m, tid = threadIdx.x & 127, g = (tid & 31) >> 2, t = tid & 3;
+        const int r0 = row + group * 64 + 16 * (tid >> 5) + g;
+#pragma unroll
+        for (int i = 0; i < SHARE; i += 2) {
+            const int at = part * SHARE + i, r = r0 + 8 * ((at >> 1) & 1), c = tile * 128 + 8 * (at >> 2) + 2 * t;
+            float v[2] = {0, 0};
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+#pragma unroll
+                for (int p = 0; p < KR; p++) {
+                    float s;
+                    asm volatile("{\n.reg .b32 r;\nmapa.shared::cluster.u32 r, %1, %2;\nld.shared::cluster.f32 %0, [r];\n}\n"
+                                 : "=f"(s) : "r"(smem + ((at + e) * 256 + threadIdx.x) * 4), "r"(p * PAIR + half) : "memory");
+                    v[e] += s;
+                }
+            if (r >= m || c >= a.n) continue;
+            if (a.bias) v[0] += a.bias[c], v[1] += a.bias[c + 1];
+            if (a.residual) {
+                const uint32_t u = *(const uint32_t*)(a.residual + (size_t)r * a.residual_stride + c);
+                v[0] += bf_lo(u), v[1] += bf_hi(u);
+            }
+            *(uint32_t*)(out + (size_t)r * out_stride + c) = pack_bf16(v[0], v[1]);
+        }
+    }
+    cluster_sync();  // nobody leaves while a neighbour may still read here
+}
+#endif  // HOPPER

@@ -1,0 +1,107 @@
+// linear on Hopper in e4m3, and the rows' way there: out(m,n) = x_scale(m) w_scale(n) sum_k x(m,k) W(n,k).
+//
+// Contract: fp8_rows: y(r) = what stands in front of the product (mode), x_scale(r) = max |y(r)| / 448, out(r) =
+//   y(r) / x_scale(r) in e4m3, rounded to nearest; a row of zeros has scale 0. Weights are rows, too (mode 0).
+//     0 y = x      1 y = rms_norm(x) * norm_weight      2 y = rms_norm(x * silu(gate)) * norm_weight (one group)
+//   gemm_*_e4m3: x (M,K) and W (N,K) e4m3, rows of 16-byte multiples; out (M,N) bf16; bias, residual, SwiGLU as in
+//   linear_gemm_sm90.cu. A row's bits depend on nothing but that row and W.
+//   The tensor cores of Hopper add e4m3 products in fewer bits than f32: bench/cuda/linear_fp8.py states the error
+//   beside that of the rounding to e4m3 itself.
+//
+// Work: 2 M N K at twice bf16's rate. Bytes: x and W once at one byte; rows: 2 in, 1 out.
+// Launch: gemm as linear_gemm_sm90.cu, maps of bytes with boxes of 128 columns (out: bf16, 64 x 64);
+//   fp8_rows: 512 threads, grid (rows), K a multiple of 8 up to 16384.
+#include "gemm_sm90.cuh"
+
+struct RowsArgs {
+    const bf16* x;
+    const bf16* gate;
+    const float* norm_weight;
+    uint8_t* out;
+    float* scale;
+    int k, x_stride, gate_stride, out_stride, mode;
+    float eps;
+};
+
+#if HOPPER
+DEVICE uint32_t pack_e4m3(const float* v) {
+    uint16_t lo, hi;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(lo) : "f"(v[1]), "f"(v[0]));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(hi) : "f"(v[3]), "f"(v[2]));
+    return lo | (uint32_t)hi << 16;
+}
+constexpr int ROW_THREADS = 512, PIECES = 4;
+DEVICE void fp8_rows(const RowsArgs& a) {
+    __shared__ float tops[16], squares[16];
+    pdl_wait();
+    pdl_launch();
+    const size_t r = blockIdx.x;
+    uint4 y[PIECES];
+    float top = 0, total = 0;
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+        const int c = (i * ROW_THREADS + threadIdx.x) * 8;
+        y[i] = make_uint4(0, 0, 0, 0);
+        if (c < a.k) y[i] = load_cg(a.x + r * a.x_stride + c);
+    }
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+        const int c = (i * ROW_THREADS + threadIdx.x) * 8;
+        if (c >= a.k) break;
+        float v[8];
+        unpack8(y[i], v);
+        if (a.mode == 2) {
+            float g[8];
+            unpack8(load_cg(a.gate + r * a.gate_stride + c), g);
+#pragma unroll
+            for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
+        }
+        if (a.mode) {
+            const float4 w0 = __ldg((const float4*)(a.norm_weight + c)), w1 = __ldg((const float4*)(a.norm_weight + c + 4));
+#pragma unroll
+            for (int e = 0; e < 8; e++) total += v[e] * v[e];
+            v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w, v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
+            y[i] = pack8(v);
+        }
+#pragma unroll
+        for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
+    }
+    top = warp_max(top), total = warp_sum(total);
+    if ((threadIdx.x & 31) == 0) tops[threadIdx.x >> 5] = top, squares[threadIdx.x >> 5] = total;
+    __syncthreads();
+    top = total = 0;
+#pragma unroll
+    for (int w = 0; w < 16; w++) top = fmaxf(top, tops[w]), total += squares[w];
+    const float up = top > 0 ? 448.0f / top : 0;  // the norm's own factor cancels
+    if (threadIdx.x == 0) a.scale[r] = top / 448.0f * (a.mode ? rsqrtf(total / a.k + a.eps) : 1.0f);
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+        const int c = (i * ROW_THREADS + threadIdx.x) * 8;
+        if (c >= a.k) break;
+        float v[8];
+        unpack8(y[i], v);
+#pragma unroll
+        for (int e = 0; e < 8; e++) v[e] *= up;
+        *(uint2*)(a.out + r * a.out_stride + c) = make_uint2(pack_e4m3(v), pack_e4m3(v + 4));
+    }
+}
+#define GEMM_BODY(BN, SWIGLU) gemm<BN, SWIGLU, true>(&mx, &mw, &mw2, &mo, a)
+#define ROWS_BODY fp8_rows(a)
+#else
+#define GEMM_BODY(BN, SWIGLU) asm volatile("trap;")
+#define ROWS_BODY asm volatile("trap;")
+#endif
+
+extern "C" __global__ void __launch_bounds__(512) fp8_rows_sm90(const __grid_constant__ RowsArgs a) { ROWS_BODY; }
+
+#define GEMM(NAME, BN, SWIGLU)                                                                              \
+    extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
+        NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
+             const __grid_constant__ CUtensorMap mw2, const __grid_constant__ CUtensorMap mo,               \
+             const __grid_constant__ Fp8Args a) {                                                           \
+        GEMM_BODY(BN, SWIGLU);                                                                              \
+    }
+GEMM(gemm_256_e4m3, 256, false)
+GEMM(gemm_128_e4m3, 128, false)
+GEMM(gemm_swiglu_256_e4m3, 256, true)
+GEMM(gemm_swiglu_128_e4m3, 128, true)

@@ -115,11 +115,12 @@ pub fn build(b: *Build) void {
 
 /// Files of ../kernels that are compiled.
 const cuda_stems = [_][]const u8{
-    "advance",       "attention",         "attention_decode", "attention_sm90",
-    "conv1d",        "embedding",         "linear_decode",    "logits_process",
-    "loss",          "linear_batch_sm90", "linear_gemm_sm90", "norm",
-    "peaks",         "reference",         "rope",             "sample",
-    "ssm_scan_sm90", "ssm_update",
+    "advance",           "attention",        "attention_decode", "attention_sm90",
+    "blocks",            "blocks_decode",    "blocks_gemm_sm90", "conv1d",
+    "embedding",         "linear_decode",    "logits_process",   "loss",
+    "linear_batch_sm90", "linear_gemm_sm90", "norm",             "peaks",
+    "reference",         "rope",             "sample",           "ssm_scan_sm90",
+    "ssm_update",
 };
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
 const cuda_targets = [_][]const u8{
@@ -137,7 +138,7 @@ fn cudaImages(b: *Build, nvcc: ?[]const u8) *Build.Module {
         const run = b.addSystemCommand(&.{ compiler, "-fatbin", "-std=c++17", "-O3" });
         run.addArgs(&cuda_targets);
         run.addFileArg(b.path(b.fmt("../kernels/{s}.cu", .{stem})));
-        for ([_][]const u8{ "common.cuh", "hopper.cuh" }) |header|
+        for ([_][]const u8{ "common.cuh", "hopper.cuh", "wgmma.cuh", "gemm_sm90.cuh", "blocks.cuh" }) |header|
             run.addFileInput(b.path(b.fmt("../kernels/{s}", .{header})));
         run.addArg("-o");
         _ = files.addCopyFile(run.addOutputFileArg(image), image);

@@ -5,6 +5,7 @@ const std = @import("std");
 const command = @import("command");
 const block = @import("cpu/block.zig");
 const buffer = @import("buffer.zig");
+const cuda = @import("cuda/main.zig");
 const file = @import("file.zig");
 const job = @import("job.zig");
 const load_scales = @import("load_scales.zig");
@@ -106,10 +107,15 @@ pub const Item = struct {
         const row = block.rowBytes(item.packedFrom(), item.cols);
         return item.readRoom() + if (item.becomes()) item.largestRows() * row else 0;
     }
-    /// Bytes that a part takes on its way to a GPU: as it is in the file, and as it arrives.
+    /// Bytes that a part takes on its way to a GPU: as it is in the file (and `becomes`), and as
+    /// it arrives.
     pub fn staging(item: Item) u64 {
         const arrives = item.largestRows() * item.outBytes();
-        return item.readRoom() + if (item.converts()) arrives else 0;
+        return item.arrival() + if (item.converts()) arrives else 0;
+    }
+    /// Where what arrives lies behind what it is made from.
+    pub fn arrival(item: Item) u64 {
+        return std.mem.alignForward(u64, item.room(), 64);
     }
     pub fn readRoom(item: Item) u64 {
         return std.mem.alignForward(u64, item.largestRows() * item.rowBytes(), 64);
@@ -167,15 +173,27 @@ pub fn check(
         "Expected the buffer of item {d} on the job's device but found it on another",
         .{i},
     );
-    if (raw.layout == .panel and c.device.gpu != null) return f.set(
-        .type,
-        "Expected item {d} in rows for a GPU but found panels",
-        .{i},
-    );
+    if (c.device.gpu != null) try checkOnGpu(raw, i, f);
     if (raw.dst_offset % 64 != 0) return f.set(
         .invalid,
         "Expected item {d} at a multiple of 64 bytes in its buffer but found {d}",
         .{ i, raw.dst_offset },
+    );
+}
+
+/// A GPU has weights in rows, and those in blocks in panels of whole steps.
+fn checkOnGpu(raw: LoadItem, i: usize, f: *Failure) Rejected!void {
+    const in_blocks = block.is(raw.dst_dtype);
+    if (in_blocks != (raw.layout == .panel)) return f.set(
+        .type,
+        "Expected item {d} of {t} in {s} for a GPU but found {t}",
+        .{ i, raw.dst_dtype, if (in_blocks) "panels" else "rows", raw.layout },
+    );
+    const columns = cuda.blocks.columns(raw.dst_dtype);
+    if (raw.cols % columns != 0) return f.set(
+        .range,
+        "Expected columns of item {d} to be a multiple of {d} as {t} needs on a GPU but found {d}",
+        .{ i, columns, raw.dst_dtype, raw.cols },
     );
 }
 

@@ -1,7 +1,9 @@
 //! What a GPU asks of a plan beyond `Op`'s shapes: its activations may be bf16, and its kernels
 //! have limits. The CPU's activations are all f32.
 
+const block = @import("cpu/block.zig");
 const command = @import("command");
+const cuda = @import("cuda/main.zig");
 const failure = @import("validate_failure.zig");
 const ops = @import("validate_ops.zig");
 const Checked = ops.Checked;
@@ -52,18 +54,16 @@ pub fn check(c: *const Checked) Rejected!void {
     }
 }
 
-/// Kernels for weights in blocks are the CPU's only, so far.
+/// Weights in blocks have steps of so many columns.
 fn whole(c: *const Checked, i: usize) Rejected!void {
-    const found = c.given[i].?.dtype;
-    switch (found) {
-        .f32, .bf16, .f16 => {},
-        else => return c.fail(
-            .unsupported,
-            i,
-            "to have dtype f32, bf16 or f16 on a GPU but found {t}",
-            .{found},
-        ),
-    }
+    const found = c.given[i].?;
+    const columns = cuda.blocks.columns(found.dtype);
+    if (found.shape[1] % columns != 0) return c.fail(
+        .unsupported,
+        i,
+        "of {t} to have a multiple of {d} columns on a GPU but found {d}",
+        .{ found.dtype, columns, found.shape[1] },
+    );
 }
 
 fn linear(c: *const Checked) Rejected!void {
@@ -72,6 +72,10 @@ fn linear(c: *const Checked) Rejected!void {
     if (c.given[3]) |residual| {
         try expect(c, 3, x);
         try expect(c, 4, residual.dtype);
+    }
+    if (block.is(c.given[1].?.dtype)) {
+        if (x == .f32) try expect(c, 4, .f32);
+        return;
     }
     if (x == .bf16) return expect(c, 1, .bf16);
     try expect(c, 4, .f32);

@@ -3,6 +3,7 @@
 //! (`validate_fit.zig`).
 
 const std = @import("std");
+const block = @import("cpu/block.zig");
 const command = @import("command");
 const failure = @import("validate_failure.zig");
 const device = @import("validate_device.zig");
@@ -26,9 +27,9 @@ pub const Role = union(enum) {
     /// f32 weight (n).
     vector,
     vector_optional,
-    /// Weight (N, K), in panels for the CPU and in rows for a GPU.
+    /// Weight (N, K), in panels for the CPU and in rows for a GPU, unless it is in blocks.
     panels,
-    /// Weight (V, H) in rows or panels.
+    /// Weight (V, H) in rows or panels; for a GPU as `panels`.
     table,
     /// f32 weight (C, W) without gaps.
     taps,
@@ -212,7 +213,7 @@ fn checkRole(c: *const Checked, i: usize, o: Operand) Rejected!void {
             try expectDType(c, i, o, &.{.f32});
             try expectRank(c, i, o, 1);
         },
-        .panels => if (c.plan.device == .cpu) {
+        .panels => if (c.plan.device == .cpu or block.is(o.dtype)) {
             try expectWeight(c, i, o, .panel);
         } else {
             try expectWeight(c, i, o, .row_major);
@@ -221,7 +222,8 @@ fn checkRole(c: *const Checked, i: usize, o: Operand) Rejected!void {
         },
         .table => {
             const on_cpu = c.plan.device == .cpu;
-            try expectWeight(c, i, o, if (on_cpu) o.layout else .row_major);
+            const on_gpu: command.Layout = if (block.is(o.dtype)) .panel else .row_major;
+            try expectWeight(c, i, o, if (on_cpu) o.layout else on_gpu);
             try expectRank(c, i, o, 2);
         },
         .taps => {

@@ -204,7 +204,9 @@ const Shared = struct {
         const room = try through.next(f);
         var ready = room[0 .. rows * item.rowBytes()];
         try read(item, row, ready, f);
-        if (item.converts()) {
+        if (raw.layout == .panel) {
+            ready = try s.packForGpu(item, row, rows, room, f);
+        } else if (item.converts()) {
             ready = room[item.readRoom()..][0 .. rows * item.outBytes()];
             try s.convert(item, row, rows, ready.ptr, raw.dst_dtype, room.ptr, f);
             transform(raw.transform, ready.ptr, rows * item.cols);
@@ -236,6 +238,32 @@ const Shared = struct {
             const numbers = src + r * item.rowBytes();
             change(dst + r * out_bytes, to, numbers, from, item.cols, scales[at]);
         }
+    }
+
+    /// Packs blocks of rows that lie in `room` into a GPU's panels, behind them.
+    fn packForGpu(
+        s: *Shared,
+        item: Item,
+        row: u64,
+        rows: u64,
+        room: []u8,
+        f: *Failure,
+    ) Rejected![]u8 {
+        const to = item.raw.dst_dtype;
+        var from = room.ptr;
+        if (item.becomes()) {
+            from = room.ptr + item.readRoom();
+            try s.convert(item, row, rows, from, to, room.ptr, f);
+        }
+        const padded = std.mem.alignForward(u64, rows, command.panel);
+        const ready = room[item.arrival()..][0 .. padded * item.outBytes()];
+        var done: u64 = 0;
+        while (done < rows) : (done += command.panel) {
+            const n = @min(command.panel, rows - done);
+            const at = done * item.outBytes();
+            cuda.blocks.pack(to, ready.ptr + at, from + at, n, item.cols);
+        }
+        return ready;
     }
 
     /// Packs rows that lie in `room` into their panels.

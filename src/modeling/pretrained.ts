@@ -10,6 +10,7 @@ import { environment } from "../native/library.ts";
 import type { DeviceKindName } from "../native/native.ts";
 import { Module } from "../nn/module.ts";
 import { Checkpoint } from "../weights/checkpoint.ts";
+import { isBlocks } from "../weights/layout.ts";
 import {
   type LoadedWeight,
   loadWeights,
@@ -304,7 +305,7 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
   }
 }
 
-/** A GPU runs in bf16 where all matrices are bf16; everything else runs in f32. */
+/** A GPU runs in bf16 where all matrices are bf16 or in blocks; everything else runs in f32. */
 function activations(
   device: Device,
   specs: ReadonlyMap<string, WeightSpec>,
@@ -312,7 +313,10 @@ function activations(
 ): DTypeName {
   if (device.kind === "cpu") return "float32";
   const matrices = [...specs.values()].filter(({ shape, dtype }) => shape.length === 2 && !dtype);
-  const half = matrices.every(({ name }) => weights.get(name)!.dtype === "bfloat16");
+  const half = matrices.every(({ name }) => {
+    const { dtype } = weights.get(name)!;
+    return dtype === "bfloat16" || isBlocks(dtype);
+  });
   return half ? "bfloat16" : "float32";
 }
 

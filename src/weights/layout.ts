@@ -45,9 +45,33 @@ export function isBlocks(dtype: WeightDType): dtype is BlockDType {
   return blocks[dtype].columns > 1;
 }
 
-/** Whether a device has kernels for a dtype: what has none is told, never turned into another. */
-export function isRunnable(device: "cpu" | "cuda", dtype: WeightDType): boolean {
-  return device === "cpu" || (!isBlocks(dtype) && dtype !== "float8_e4m3fn");
+/** Columns that a row in blocks must be a multiple of on a GPU. */
+const gpu_columns: Readonly<Record<BlockDType, number>> = {
+  q8_0: 128,
+  q4_0: 128,
+  q4_k: 256,
+  q5_k: 256,
+  q6_k: 256,
+};
+
+/** Whether a device has kernels for a weight: what has none is told, never turned into another. */
+export function isRunnable(
+  device: "cpu" | "cuda",
+  dtype: WeightDType,
+  shape: readonly number[],
+): boolean {
+  if (device === "cpu") return true;
+  if (!isBlocks(dtype)) return dtype !== "float8_e4m3fn";
+  return matrixShape(shape).cols % gpu_columns[dtype] === 0;
+}
+
+/** The layout in which a device has a weight that asks for one: blocks lie in panels on a GPU. */
+export function layoutOn(
+  device: "cpu" | "cuda",
+  dtype: WeightDType,
+  wanted: WeightLayout,
+): WeightLayout {
+  return device === "cuda" && isBlocks(dtype) ? "panel" : wanted;
 }
 
 /** The library's numbers of dtypes. */

@@ -12,6 +12,7 @@ import {
   dtype_codes,
   isRunnable,
   layoutBytes,
+  layoutOn,
   matrixShape,
   type WeightDType,
   type WeightLayout,
@@ -158,27 +159,28 @@ function place(
 ): { placed: Placed[]; packed_bytes: number } {
   let end = 0;
   const placed = matches.map((match): Placed => {
-    const { spec, stored } = match;
-    const dtype = spec.dtype ?? (wanted === "auto" ? stored : wanted);
-    checkRunnable(device, spec, dtype);
+    const { stored } = match;
+    const dtype = match.spec.dtype ?? (wanted === "auto" ? stored : wanted);
+    checkRunnable(device, match.spec, dtype);
+    const spec = { ...match.spec, layout: layoutOn(device.kind, dtype, match.spec.layout) };
     const bytes = layoutBytes(spec.shape, dtype, spec.layout);
     const is_aligned = match.place.offset % (dtype === "float32" ? 4 : 2) === 0;
     const is_same = dtype === stored && match.place.transform === undefined;
     if (spec.keepMapped && spec.layout === "row_major" && is_same && is_aligned) {
-      return { ...match, dtype, bytes, offset: undefined };
+      return { ...match, spec, dtype, bytes, offset: undefined };
     }
     const offset = alignWeight(end);
     end = offset + bytes;
-    return { ...match, dtype, bytes, offset };
+    return { ...match, spec, dtype, bytes, offset };
   });
   return { placed, packed_bytes: alignWeight(end) };
 }
 
-/** @throws {TypeError} naming a dtype that no kernel of the device takes */
-function checkRunnable(device: Device, { name }: WeightSpec, dtype: WeightDType): void {
-  if (isRunnable(device.kind, dtype)) return;
+/** @throws {TypeError} naming a weight that no kernel of the device takes */
+function checkRunnable(device: Device, { name, shape }: WeightSpec, dtype: WeightDType): void {
+  if (isRunnable(device.kind, dtype, shape)) return;
   throw new TypeError(
-    `Cannot run weights of ${dtype} on ${device.kind}, which ${name} would have: give dtype ` +
+    `Cannot run ${name} as ${dtype} on ${device.kind} with rows of ${shape.at(-1)}: give dtype ` +
       '"bfloat16" or "float32" to unpack all weights while they are loaded',
   );
 }

@@ -224,6 +224,7 @@ fn normSwigluFits(tasks: []const Task) bool {
     const bare = !gate.has(2) and !gate.has(3) and !up.has(2) and !up.has(3);
     return wired and bare and linear.isFast(gate) and linear.isFast(up) and
         k.dtype(gate, 4) == .bf16 and gate.cols(4) == up.cols(4) and
+        k.dtype(gate, 1) == k.dtype(up, 1) and
         k.aligned(norm, &.{0}) and k.aligned(out, &.{2});
 }
 fn normSwiglu(tasks: []const Task, s: *Stream) void {

@@ -1,7 +1,10 @@
-//! linear: bf16 throughout has fast kernels (`linear_decode.zig`, `linear_sm90.zig`). Other dtypes,
-//! shapes and cards take the plain twin, which adds over k upwards as the CPU does. On a GPU
-//! weights lie in rows.
+//! linear: bf16 throughout has fast kernels (`linear_decode.zig`, `linear_sm90.zig`), and so has
+//! bf16 times weights in blocks (`linear_blocks.zig`). Other dtypes, shapes and cards take the plain
+//! twin, which adds over k upwards as the CPU does. On a GPU weights lie in rows, those in blocks
+//! in panels of its own (`blocks.zig`).
 
+const block = @import("../cpu/block.zig");
+const blocks = @import("linear_blocks.zig");
 const k = @import("kernel.zig");
 const decode = @import("linear_decode.zig");
 const sm90 = @import("linear_sm90.zig");
@@ -15,8 +18,10 @@ fn linear(t: *const Task, s: *Stream) void {
     if (rows == 0) return;
     const f32_out = k.dtype(t, 4) == .f32;
     if (isFast(t) and k.aligned(t, &.{4})) {
-        if (rows <= decode.rows_max)
-            return decode.launch(.plain, decode.arguments(t), f32_out, s);
+        const a = decode.arguments(t);
+        const in_blocks = block.is(a.dtype);
+        if (if (in_blocks) blocks.fits(&a) else rows <= decode.rows_max)
+            return decode.launch(.plain, a, f32_out, s);
         const product: sm90.Product = .{
             .of = t,
             .out = k.at(t, 4),
@@ -24,14 +29,17 @@ fn linear(t: *const Task, s: *Stream) void {
             .f32_out = f32_out,
         };
         if (onHopper(t, s)) return sm90.launch(product, s);
+        if (in_blocks and rows <= decode.rows_max) return decode.launch(.plain, a, f32_out, s);
     }
+    if (block.is(k.dtype(t, 1))) return blocks.plain(t, s);
     plain(t, s);
 }
 
 /// Whether the fast kernels take the command's inputs.
 pub fn isFast(t: *const Task) bool {
-    return k.dtype(t, 0) == .bf16 and k.dtype(t, 1) == .bf16 and t.cols(0) % 8 == 0 and
-        k.aligned(t, &.{ 0, 3 }) and @intFromPtr(t.data[1].?) % 16 == 0;
+    const weight = k.dtype(t, 1);
+    return k.dtype(t, 0) == .bf16 and (weight == .bf16 or block.is(weight)) and
+        t.cols(0) % 8 == 0 and k.aligned(t, &.{ 0, 3 }) and @intFromPtr(t.data[1].?) % 16 == 0;
 }
 pub fn onHopper(t: *const Task, s: *const Stream) bool {
     return s.gpu.capability == 90 and t.cols(4) % 8 == 0;

@@ -1,6 +1,8 @@
 //! linear on Hopper, bf16: up to 128 rows kernels/linear_batch_sm90.cu, above that
 //! linear_gemm_sm90.cu. Both take a second matrix for SwiGLU.
 
+const block = @import("../cpu/block.zig");
+const blocks = @import("linear_blocks.zig");
 const k = @import("kernel.zig");
 const Extra = @import("stream.zig").Extra;
 const TensorMap = @import("driver.zig").TensorMap;
@@ -40,6 +42,7 @@ pub const Product = struct {
 
 pub fn launch(p: Product, s: *Stream) void {
     const rows = k.rows(p.of, 0);
+    if (block.is(k.dtype(p.of, 1))) return blocks.gemm(p, s);
     if (rows <= batch_rows_max or p.f32_out) return batch(p, s);
     gemm(p, s);
 }

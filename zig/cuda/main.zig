@@ -7,6 +7,8 @@ const gpu = @import("gpu.zig");
 const kernel = @import("kernel.zig");
 const Kernel = kernel.Kernel;
 
+/// The order of weights in blocks on a GPU.
+pub const blocks = @import("blocks.zig");
 pub const Gpu = gpu.Gpu;
 pub const Upload = @import("upload.zig").Upload;
 pub const get = gpu.get;

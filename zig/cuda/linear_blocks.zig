@@ -1,0 +1,189 @@
+//! linear with weights in blocks: a few rows kernels/blocks_decode.cu, more of them on Hopper
+//! blocks_gemm_sm90.cu, f32 activations and other cards the plain twin in blocks.cu.
+
+const block = @import("../cpu/block.zig");
+const command = @import("command");
+const decode_file = @import("linear_decode.zig");
+const k = @import("kernel.zig");
+const order = @import("blocks.zig");
+const sm90 = @import("linear_sm90.zig");
+const Extra = @import("stream.zig").Extra;
+const Args = decode_file.Args;
+const DType = command.DType;
+const Stream = k.Stream;
+const Task = k.Task;
+
+/// Rows that one launch of the decode kernels takes.
+const rows_max = 4;
+/// Rows above which Hopper's product of many rows is faster.
+const few_rows = 3;
+/// Shared memory of a multiprocessor that two blocks share, and what each has beside the dynamic.
+const half_room = 115712;
+const static_bytes = 8320;
+/// Dynamic shared memory of one block that every card since Ampere has.
+const room = 99 * 1024;
+const room_hopper = 227 * 1024 - static_bytes;
+
+/// Stages of the ring, for one row and for several: kernels/blocks_decode.cu.
+fn stages(dtype: DType, several: bool) u32 {
+    return switch (dtype) {
+        .q8_0, .q4_k => if (several) 3 else 4,
+        .q4_0 => if (several) 4 else 8,
+        .q5_k, .q6_k => if (several) 2 else 3,
+        else => unreachable,
+    };
+}
+
+fn sharedBytes(a: *const Args, several: bool) u32 {
+    const step = 16 * block.rowBytes(a.dtype, order.columns(a.dtype));
+    const cols: u32 = @intCast(a.k);
+    const rows: u32 = @intCast(a.batch);
+    return @intCast(8 * step * stages(a.dtype, several) + rows * (2 * cols + cols / 4));
+}
+
+/// Whether one launch takes the product.
+pub fn fits(a: *const Args) bool {
+    return a.batch <= few_rows and sharedBytes(a, a.batch > 1) <= room;
+}
+
+/// One launch where all rows fit, else several.
+pub fn decode(comptime mode: decode_file.Mode, a: Args, f32_out: bool, s: *Stream) void {
+    var part = a;
+    part.mode = switch (mode) {
+        .plain, .swiglu => 0,
+        .rms, .rms_swiglu => 1,
+        .gated => 2,
+    };
+    part.swiglu = @intFromBool(mode == .swiglu or mode == .rms_swiglu);
+    part.out_f32 = @intFromBool(f32_out);
+    const most: u32 = if (s.gpu.capability == 90) room_hopper else room;
+    var done: i32 = 0;
+    while (done < a.batch) : (done += part.batch) {
+        part.batch = @min(rows_max, a.batch - done);
+        while (part.batch > 1 and sharedBytes(&part, true) > most) part.batch -= 1;
+        part.x = advance(a.x, done, a.x_stride, 2);
+        part.gate = advance(a.gate, done, a.gate_stride, 2);
+        part.residual = advance(a.residual, done, a.residual_stride, 2);
+        part.out = advance(a.out, done, a.out_stride, if (f32_out) 4 else 2);
+        once(part, s);
+    }
+}
+fn advance(to: ?[*]u8, rows: i32, stride: i32, bytes: usize) ?[*]u8 {
+    const from = to orelse return null;
+    return from + @as(usize, @intCast(rows)) * @as(usize, @intCast(stride)) * bytes;
+}
+
+fn once(a: Args, s: *Stream) void {
+    const several = a.batch > 1 or sharedBytes(&a, false) + static_bytes > half_room;
+    const panels = k.blocks(@intCast(a.n), command.panel);
+    const grid = [3]u32{ @min(panels, 2 * s.gpu.multiprocessors), 1, 1 };
+    const extra: Extra = .{ .shared_bytes = sharedBytes(&a, several) };
+    const stem = "blocks_decode";
+    switch (a.dtype) {
+        inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |d| {
+            if (several)
+                return s.launch(stem, "blocks_decode_rows_" ++ @tagName(d), grid, 256, .{a}, extra);
+            s.launch(stem, "blocks_decode_" ++ @tagName(d), grid, 256, .{a}, extra);
+        },
+        else => unreachable,
+    }
+}
+
+const GemmArgs = extern struct {
+    w: ?[*]u8,
+    w2: ?[*]u8,
+    bias: ?[*]u8,
+    residual: ?[*]u8,
+    out: ?[*]u8,
+    rows_ptr: ?[*]u8 = null,
+    m: i32,
+    n: i32,
+    k: i32,
+    residual_stride: i32,
+    out_stride: i32,
+    swiglu: i32,
+    out_f32: i32,
+};
+
+/// On Hopper: rows in tiles of 16, 64, 128 or 256.
+pub fn gemm(p: sm90.Product, s: *Stream) void {
+    const t = p.of;
+    const rows = k.rows(t, 0);
+    const two = p.up != null;
+    const a: GemmArgs = .{
+        .w = k.at(t, 1),
+        .w2 = if (p.up) |up| k.at(up, 1) else null,
+        .bias = k.at(t, 2),
+        .residual = k.at(t, 3),
+        .out = p.out,
+        .m = @intCast(rows),
+        .n = k.cols(t, 4),
+        .k = k.cols(t, 0),
+        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
+        .out_stride = p.out_stride,
+        .swiglu = @intFromBool(two),
+        .out_f32 = @intFromBool(p.f32_out),
+    };
+    const tiles = k.blocks(t.cols(4), if (two) 64 else 128);
+    // The widest where it leaves few multiprocessors without work: it does not split k.
+    const wide = rows > 128 and tiles * k.blocks(rows, 256) >= s.gpu.multiprocessors * 3 / 4;
+    inline for (.{ 16, 64, 128, 256 }) |tokens| {
+        const chosen = if (tokens >= 128) wide == (tokens == 256) else rows <= tokens;
+        if (chosen) return switch (k.dtype(t, 1)) {
+            inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |d| {
+                const name = comptime k.name("blocks_gemm_{d}_{t}", .{ tokens, d });
+                const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
+                const ranks: u32 = if (tokens == 256) 1 else 4;
+                const grid = [3]u32{ ranks * tiles, k.blocks(rows, tokens), 1 };
+                s.launch("blocks_gemm_sm90", name, grid, if (tokens >= 128) 384 else 288, .{ x, a }, .{
+                    .shared_bytes = if (tokens >= 128) 231424 else 114688,
+                    .cluster = if (ranks == 4) 4 else 0,
+                });
+            },
+            else => unreachable,
+        };
+    }
+}
+
+const PlainArgs = extern struct {
+    x: ?[*]u8,
+    w: ?[*]u8,
+    bias: ?[*]u8,
+    residual: ?[*]u8,
+    out: ?[*]u8,
+    m: i32,
+    n: i32,
+    k: i32,
+    x_stride: i32,
+    residual_stride: i32,
+    out_stride: i32,
+};
+
+/// Any rows, card and dtypes.
+pub fn plain(t: *const Task, s: *Stream) void {
+    const a: PlainArgs = .{
+        .x = k.at(t, 0),
+        .w = k.at(t, 1),
+        .bias = k.at(t, 2),
+        .residual = k.at(t, 3),
+        .out = k.at(t, 4),
+        .m = @intCast(k.rows(t, 0)),
+        .n = k.cols(t, 4),
+        .k = k.cols(t, 0),
+        .x_stride = k.stride(t, 0),
+        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
+        .out_stride = k.stride(t, 4),
+    };
+    const grid = [3]u32{ k.blocks(t.cols(4), 64), k.blocks(k.rows(t, 0), 64), 1 };
+    switch (k.dtype(t, 1)) {
+        inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |d| {
+            const of = "_" ++ @tagName(d) ++ "_";
+            if (k.dtype(t, 0) == .f32)
+                return s.launch("blocks", "blocks_linear_f32" ++ of ++ "f32", grid, 256, .{a}, .{});
+            if (k.dtype(t, 4) == .f32)
+                return s.launch("blocks", "blocks_linear_bf16" ++ of ++ "f32", grid, 256, .{a}, .{});
+            s.launch("blocks", "blocks_linear_bf16" ++ of ++ "bf16", grid, 256, .{a}, .{});
+        },
+        else => unreachable,
+    }
+}

@@ -42,17 +42,17 @@ template <int BATCH> DEVICE void stage(const BlocksArgs& a, bf16* xs, float* sum
     const int pieces = a.k / 8;
     for (int b = 0; b < a.batch; b++) {
         float total = 0;
-        for (int c0 = threadIdx.x; c0 < pieces; c0 += 2 * THREADS) {
-            uint4 xr[2], gr[2];
+        for (int c0 = threadIdx.x; c0 < pieces; c0 += 4 * THREADS) {
+            uint4 xr[4], gr[4];
 #pragma unroll
-            for (int i = 0; i < 2; i++) {  // loads first: one latency, not two
+            for (int i = 0; i < 4; i++) {  // loads first: one latency, not four
                 const int c = c0 + i * THREADS;
                 xr[i] = gr[i] = make_uint4(0, 0, 0, 0);
                 if (c < pieces) xr[i] = load_cg(a.x + (size_t)b * a.x_stride + c * 8);
                 if (c < pieces && a.mode == GATED) gr[i] = load_cg(a.gate + (size_t)b * a.gate_stride + c * 8);
             }
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
+            for (int i = 0; i < 4; i++) {
                 const int c = c0 + i * THREADS;
                 if (c >= pieces) break;  // whole pairs of lanes: pieces is a multiple of 16
                 float v[8];
@@ -140,6 +140,10 @@ template <int TYPE, int BATCH, int STAGES> DEVICE void blocks_decode(const Block
     const uint32_t x_lane = smem_addr(xs) + lane * 8, s_lane = smem_addr(sums) + t * 8;
     int slot = 0, buffer = 0;
     for (int p = blockIdx.x; p < panels; p += gridDim.x) {
+        const int my_b = threadIdx.x >> 4, my_n = p * 16 + (threadIdx.x & 15);
+        float onto = 0;  // asked for early: its latency is the stream's
+        if (threadIdx.x < 16 * BATCH && my_b < a.batch && my_n < a.n && a.residual)
+            onto = to_f32(a.residual[(size_t)my_b * a.residual_stride + my_n]);
         for (int part = 0; part < parts; part++) {
             float r[BATCH][2] = {};
             for (int s = warp; s < steps; s += WARPS) {
@@ -194,7 +198,7 @@ template <int TYPE, int BATCH, int STAGES> DEVICE void blocks_decode(const Block
         }
         __syncthreads();
         if (threadIdx.x < 16 * BATCH) {
-            const int b = threadIdx.x >> 4, row = threadIdx.x & 15, n = p * 16 + row;
+            const int b = my_b, row = threadIdx.x & 15, n = my_n;
             if (b < a.batch && n < a.n) {
                 float v[2] = {0, 0};
 #pragma unroll
@@ -208,7 +212,7 @@ template <int TYPE, int BATCH, int STAGES> DEVICE void blocks_decode(const Block
                 }
                 float s = a.swiglu ? silu(v[0]) * v[1] : v[0];
                 if (a.bias) s += a.bias[n];
-                if (a.residual) s += to_f32(a.residual[(size_t)b * a.residual_stride + n]);
+                if (a.residual) s += onto;
                 if (a.out_f32) ((float*)a.out)[(size_t)b * a.out_stride + n] = s;
                 else ((bf16*)a.out)[(size_t)b * a.out_stride + n] = __float2bfloat16_rn(s);
             }

@@ -25,7 +25,7 @@ struct BatchArgs {
 };
 
 #if HOPPER
-constexpr int RANKS = 4, BK = 64, A_BYTES = 128 * BK * 2, RING = 98304, PITCH = 132;
+constexpr int RANKS = 4, BK = 64, A_BYTES = 128 * BK * 2, PITCH = 132;
 
 template <int T> DEVICE void step(float* acc, uint64_t a, uint64_t b) {
     if (T == 8) wgmma_n8_ss<0>(acc, a, b, 1);
@@ -53,7 +53,7 @@ DEVICE float4 gather(uint32_t addr) {
 DEVICE void store4(bf16* p, const float* v) { *(uint2*)p = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])); }
 DEVICE void store4(float* p, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
 
-template <int T, bool SWIGLU, typename OUT>
+template <int T, bool SWIGLU, typename OUT, int RING = 98304>
 DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const BatchArgs& a) {
     constexpr int STAGE_BYTES = A_BYTES + T * BK * 2, STAGES = RING / STAGE_BYTES;
     static_assert(T * PITCH * 4 <= RING && STAGES * 16 <= 128, "shared memory");
@@ -147,8 +147,10 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const CUt
     cluster_sync();  // nobody leaves while a neighbour may still read here
 }
 #define BATCH_BODY(T, SWIGLU, OUT) linear_batch<T, SWIGLU, OUT>(&mx, &mw, &mw2, a)
+#define DEEP_BODY linear_batch<128, false, bf16, 196608>(&mx, &mw, &mw2, a)
 #else
 #define BATCH_BODY(T, SWIGLU, OUT) asm volatile("trap;")
+#define DEEP_BODY asm volatile("trap;")
 #endif
 
 #define BATCH(NAME, T, SWIGLU, OUT)                                                                         \
@@ -166,3 +168,8 @@ BATCH_T(16)
 BATCH_T(32)
 BATCH_T(64)
 BATCH_T(128)
+extern "C" __global__ void __launch_bounds__(288, 1)
+    linear_batch_deep_bf16(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,
+                           const __grid_constant__ CUtensorMap mw2, const __grid_constant__ BatchArgs a) {
+    DEEP_BODY;
+}

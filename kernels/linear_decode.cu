@@ -156,6 +156,10 @@ DEVICE void gemv(const GemvArgs& a) {
     const uint32_t xs_row = smem_addr(xs) + (g * (a.k + X_PAD) + t * 8) * 2;
     const bf16* x_row = a.x + (size_t)(row ? g : 0) * a.x_stride + t * 8;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const int my_b = threadIdx.x >> 4, my_n = tile * TILE_N + (threadIdx.x & 15);
+        float onto = 0;  // asked for early: its latency is the stream's
+        if (threadIdx.x < 128 && my_b < a.batch && my_n < a.n && a.residual && (!SWIGLU || (threadIdx.x & 15) < 8))
+            onto = to_f32(a.residual[(size_t)my_b * a.residual_stride + my_n]);
         float acc[4] = {0, 0, 0, 0};
         int step = (tile * 5) % iters;
         for (int it = 0; it < iters; it++) {
@@ -194,7 +198,7 @@ DEVICE void gemv(const GemvArgs& a) {
             int n = tile * TILE_N + r;
             if (b < a.batch && n < a.n && (!SWIGLU || r < 8)) {
                 if (a.bias) s += a.bias[n];
-                if (a.residual) s += to_f32(a.residual[(size_t)b * a.residual_stride + n]);
+                if (a.residual) s += onto;
                 ((OUT*)a.out)[(size_t)b * a.out_stride + n] = from_f32<OUT>(s);
             }
         }

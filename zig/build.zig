@@ -122,6 +122,9 @@ const cuda_stems = [_][]const u8{
     "reference",         "rope",             "sample",           "ssm_scan_sm90",
     "ssm_update",
 };
+const cuda_headers = [_][]const u8{
+    "blocks.cuh", "common.cuh", "gemm_sm90.cuh", "hopper.cuh", "wgmma.cuh",
+};
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
 const cuda_targets = [_][]const u8{
     "-gencode", "arch=compute_90a,code=sm_90a",
@@ -138,7 +141,7 @@ fn cudaImages(b: *Build, nvcc: ?[]const u8) *Build.Module {
         const run = b.addSystemCommand(&.{ compiler, "-fatbin", "-std=c++17", "-O3" });
         run.addArgs(&cuda_targets);
         run.addFileArg(b.path(b.fmt("../kernels/{s}.cu", .{stem})));
-        for ([_][]const u8{ "common.cuh", "hopper.cuh", "wgmma.cuh", "gemm_sm90.cuh", "blocks.cuh" }) |header|
+        for (cuda_headers) |header|
             run.addFileInput(b.path(b.fmt("../kernels/{s}", .{header})));
         run.addArg("-o");
         _ = files.addCopyFile(run.addOutputFileArg(image), image);

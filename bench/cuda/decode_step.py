@@ -105,7 +105,24 @@ def bench():
                  over_floor=us / floor, share_read=(m.bytes + state) / us / 1e6 / read)
 
 
+def profile(batch):
+    """Where the microseconds of a step go, kernel by kernel, without a graph."""
+    m = Model()
+    m.states(batch)
+    for _ in range(3):
+        m.step()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as p:
+        m.step()
+        torch.cuda.synchronize()
+    for e in sorted(p.key_averages(), key=lambda e: -e.self_device_time_total)[:16]:
+        d.report(f"decode profile {e.key[:60]}", batch=batch, us=e.self_device_time_total, launches=e.count)
+
+
 if __name__ == "__main__":
+    if "profile" in sys.argv:
+        for batch in [int(a) for a in sys.argv if a.isdigit()] or (1, 256):
+            profile(batch)
     if "bench" in sys.argv:
         bench()
     d.finish("decode_step")

@@ -73,6 +73,17 @@ class Module:
         ok(cuda.cuLaunchKernelEx(C.byref(cfg), f, ptrs, None), f"launch {name}")
 
 
+def clusters(module, name, size, block, smem):
+    """Clusters of a kernel that the chip runs at once."""
+    attrs = (Attr * 1)()
+    attrs[0].id = 4
+    attrs[0].value[0], attrs[0].value[1], attrs[0].value[2] = size, 1, 1
+    cfg = Config((C.c_uint * 3)(size * 256, 1, 1), (C.c_uint * 3)(block, 1, 1), smem, None, attrs, 1)
+    n = C.c_int()
+    ok(cuda.cuOccupancyMaxActiveClusters(C.byref(n), module.fn(name, smem), C.byref(cfg)), "clusters")
+    return n.value
+
+
 def ptr(t):
     return t.data_ptr() if t is not None else None
 

@@ -82,6 +82,8 @@ SHAPES = {"in_proj": (16768, 4096), "out_proj": (4096, 8192), "gate_up": (28672,
 
 
 def bench():
+    d.report("clusters at once", of_4=d.clusters(M, "gemm_split_4_sm90_bf16", 4, 384, 198784),
+             of_2=d.clusters(M, "gemm_256_sm90_bf16", 2, 384, SMEM))
     for m in [int(a) for a in sys.argv if a.isdigit()] or (128, 256, 512, 2048, 8192):
         for name, (n, k) in SHAPES.items():
             if m <= 512 and name == "lm_head":

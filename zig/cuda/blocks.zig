@@ -110,7 +110,8 @@ fn Step(comptime d: DType) type {
                     std.mem.writeInt(u16, (tail + lane * 4 + 2 * r)[0..2], row[t].d, .little),
                 .q6_k => {
                     for (0..2) |h| for (pair, 0..) |row, r| for (0..2) |i| {
-                        tail[lane * 8 + 4 * h + 2 * r + i] = @bitCast(row[0].scales[8 * h + 2 * t + i]);
+                        const scale = row[0].scales[8 * h + 2 * t + i];
+                        tail[lane * 8 + 4 * h + 2 * r + i] = @bitCast(scale);
                     };
                     for (pair, 0..) |row, r| {
                         const at = tail + 8 * lanes + 2 * (g + 8 * r);
@@ -191,7 +192,8 @@ fn value(comptime d: DType, panels: []const u8, n: usize, k: usize, cols: usize)
         return half(tail, own * 4 + 2 * r) * @as(f32, @floatFromInt(q));
     }
     const m = 8 * h + c;
-    var q: i32 = @intCast(bitsAt(at, m / 4 * 512 + lane * 16 + m % 4 * 4, 4 * register + 16 * odd) & 15);
+    const low = m / 4 * 512 + lane * 16 + m % 4 * 4;
+    var q: i32 = @intCast(bitsAt(at, low, 4 * register + 16 * odd) & 15);
     if (d == .q4_0) return half(tail, own * 4 + 2 * r) * @as(f32, @floatFromInt(q - 8));
     if (d == .q6_k) {
         const shift = 2 * (4 * (c % 2) + register) + 16 * odd;
@@ -207,7 +209,8 @@ fn value(comptime d: DType, panels: []const u8, n: usize, k: usize, cols: usize)
     const pair = bitsAt(tail, own * 8 + 4 * h, 12 * r);
     const top = tail[(4 * g + 2 * r) * 8 ..];
     const by = block.half(top[3] | @as(u16, top[7]) << 8) * @as(f32, @floatFromInt(pair & 63));
-    const min = block.half(top[11] | @as(u16, top[15]) << 8) * @as(f32, @floatFromInt(pair >> 6 & 63));
+    const least: f32 = @floatFromInt(pair >> 6 & 63);
+    const min = block.half(top[11] | @as(u16, top[15]) << 8) * least;
     const product = by * @as(f32, @floatFromInt(q));
     return product - min;
 }

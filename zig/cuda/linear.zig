@@ -1,7 +1,7 @@
 //! linear: bf16 throughout has fast kernels (`linear_decode.zig`, `linear_sm90.zig`), and so has
-//! bf16 times weights in blocks (`linear_blocks.zig`). Other dtypes, shapes and cards take the plain
-//! twin, which adds over k upwards as the CPU does. On a GPU weights lie in rows, those in blocks
-//! in panels of its own (`blocks.zig`).
+//! bf16 times weights in blocks (`linear_blocks.zig`). Other dtypes, shapes and cards take the
+//! plain twin, which adds over k upwards as the CPU does. On a GPU weights lie in rows, those in
+//! blocks in panels of its own (`blocks.zig`).
 
 const block = @import("../cpu/block.zig");
 const blocks = @import("linear_blocks.zig");

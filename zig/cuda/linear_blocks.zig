@@ -135,7 +135,8 @@ pub fn gemm(p: sm90.Product, s: *Stream) void {
                 const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
                 const ranks: u32 = if (tokens == 256) 1 else 4;
                 const grid = [3]u32{ ranks * tiles, k.blocks(rows, tokens), 1 };
-                s.launch("blocks_gemm_sm90", name, grid, if (tokens >= 128) 384 else 288, .{ x, a }, .{
+                const threads = if (tokens >= 128) 384 else 288;
+                s.launch("blocks_gemm_sm90", name, grid, threads, .{ x, a }, .{
                     .shared_bytes = if (tokens >= 128) 231424 else 114688,
                     .cluster = if (ranks == 4) 4 else 0,
                 });
@@ -177,12 +178,13 @@ pub fn plain(t: *const Task, s: *Stream) void {
     const grid = [3]u32{ k.blocks(t.cols(4), 64), k.blocks(k.rows(t, 0), 64), 1 };
     switch (k.dtype(t, 1)) {
         inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |d| {
-            const of = "_" ++ @tagName(d) ++ "_";
-            if (k.dtype(t, 0) == .f32)
-                return s.launch("blocks", "blocks_linear_f32" ++ of ++ "f32", grid, 256, .{a}, .{});
-            if (k.dtype(t, 4) == .f32)
-                return s.launch("blocks", "blocks_linear_bf16" ++ of ++ "f32", grid, 256, .{a}, .{});
-            s.launch("blocks", "blocks_linear_bf16" ++ of ++ "bf16", grid, 256, .{a}, .{});
+            const stem = "blocks";
+            const name = comptime k.name("blocks_linear_{s}_{t}_{s}", .{ "bf16", d, "bf16" });
+            const to_f32 = comptime k.name("blocks_linear_{s}_{t}_{s}", .{ "bf16", d, "f32" });
+            const from_f32 = comptime k.name("blocks_linear_{s}_{t}_{s}", .{ "f32", d, "f32" });
+            if (k.dtype(t, 0) == .f32) return s.launch(stem, from_f32, grid, 256, .{a}, .{});
+            if (k.dtype(t, 4) == .f32) return s.launch(stem, to_f32, grid, 256, .{a}, .{});
+            s.launch(stem, name, grid, 256, .{a}, .{});
         },
         else => unreachable,
     }

@@ -4,6 +4,7 @@ import type { Device } from "../device.ts";
 import { Layout, LoadItem, Transform } from "../native/bindings.gen.ts";
 import { packStructs } from "../native/struct.ts";
 import { type Checkpoint, listNames, type TensorPlace } from "../weights/checkpoint.ts";
+import { scaleFields } from "../weights/compressed.ts";
 import { dtype_codes, dtype_of_stored, matrixShape, rowsBytes } from "../weights/layout.ts";
 import { isGguf, readGgufParts } from "./checkpoint.ts";
 import { addConfig, architecture, type ConfigToWrite } from "./config.ts";
@@ -180,6 +181,7 @@ async function* pieces(
   const room = rowsBytes(Math.min(rows, at_once), cols, to);
   using buffer = device.createBuffer(room);
   const { handle: file } = native.openFile(place.file);
+  const scales_file = place.scales ? native.openFile(place.scales.file).handle : 0;
   try {
     for (let row = 0; row < rows; row += at_once) {
       const n = Math.min(at_once, rows - row);
@@ -195,6 +197,7 @@ async function* pieces(
         rows: n,
         cols,
         ...how,
+        ...scalesOf(place, row, n, scales_file),
       };
       const options = { kind: "load", device: device.handle } as const;
       await using job = native.startJob(options, packStructs(LoadItem, [item]));
@@ -205,7 +208,17 @@ async function* pieces(
     }
   } finally {
     native.free(file);
+    if (scales_file) native.free(scales_file);
   }
+}
+
+/** The scales of rows `row` to `row + n` of 8-bit floats. */
+function scalesOf(place: TensorPlace, row: number, n: number, file: number) {
+  if (!place.scales) return {};
+  const fields = scaleFields(place, file, dtype_codes);
+  if (fields.n_scales === 1) return fields;
+  const bytes = place.scales.dtype === "F32" ? 4 : 2;
+  return { ...fields, n_scales: n, scales_offset: place.scales.offset + row * bytes };
 }
 
 /** Takes the tokenizer of a folder, or that of another GGUF file as it is. */

@@ -9,7 +9,8 @@ import { saveGguf, type SaveOptions } from "../gguf/save.ts";
 import { environment } from "../native/library.ts";
 import type { DeviceKindName } from "../native/native.ts";
 import { Module } from "../nn/module.ts";
-import { Checkpoint } from "../weights/checkpoint.ts";
+import type { Checkpoint } from "../weights/checkpoint.ts";
+import { openSafetensors } from "../weights/compressed.ts";
 import { isBlocks } from "../weights/layout.ts";
 import {
   type LoadedWeight,
@@ -50,7 +51,7 @@ export interface SaveGgufOptions extends SaveOptions {
 
 /** Opens a folder in HF's layout or a GGUF file. */
 export function openCheckpoint(path: string): Checkpoint {
-  return isGguf(path) ? openGguf(path) : Checkpoint.open(path);
+  return isGguf(path) ? openGguf(path) : openSafetensors(path);
 }
 
 /** What `progress_callback` gets; bytes. */

@@ -28,6 +28,8 @@ export interface TensorPlace {
   readonly offset: number;
   readonly bytes: number;
   readonly transform?: TensorTransform;
+  /** Factors of its rows, or one for all, where its numbers are 8-bit floats. */
+  readonly scales?: TensorPlace;
 }
 
 /** One file of a checkpoint. */

@@ -7,6 +7,7 @@ import { watchLeak } from "../native/leak.ts";
 import type { Native } from "../native/native.ts";
 import { packStructs } from "../native/struct.ts";
 import type { Checkpoint, CheckpointFile } from "./checkpoint.ts";
+import { scaleFields } from "./compressed.ts";
 import {
   alignWeight,
   dtype_codes,
@@ -133,7 +134,13 @@ export async function loadWeights(
       if (tensors.length === 0) continue;
       const mapped = openMapped(native, file);
       handles.push(mapped);
-      await loadFile(device, mapped, buffer, file, tensors, options);
+      const others = openScaleFiles(native, checkpoint, file, tensors);
+      try {
+        const files = new Map([...others, [file.path, mapped]]);
+        await loadFile(device, files, buffer, file, tensors, options);
+      } finally {
+        freeAll(native, [...others.values()]);
+      }
       for (const weight of tensors) weights.set(weight.spec.name, loaded(weight, mapped, buffer));
       if (tensors.every(({ offset }) => offset !== undefined)) {
         handles.pop();
@@ -177,8 +184,11 @@ function place(
 }
 
 /** @throws {TypeError} naming a weight that no kernel of the device takes */
-function checkRunnable(device: Device, { name, shape }: WeightSpec, dtype: WeightDType): void {
-  if (isRunnable(device.kind, dtype, shape)) return;
+function checkRunnable(device: Device, spec: WeightSpec, dtype: WeightDType): void {
+  const { name, shape, layout } = spec;
+  // On a CPU 8-bit floats run as panels only: their scales lie there.
+  const fits = dtype !== "float8_e4m3fn" || layout === "panel";
+  if (isRunnable(device.kind, dtype, shape) && fits) return;
   throw new TypeError(
     `Cannot run ${name} as ${dtype} on ${device.kind} with rows of ${shape.at(-1)}: give dtype ` +
       '"bfloat16" or "float32" to unpack all weights while they are loaded',
@@ -204,6 +214,19 @@ function checkMemory(device: Device, bytes: number): void {
   );
 }
 
+/** Files with scales of a file's tensors that are others than itself, by their paths. */
+function openScaleFiles(
+  native: Native,
+  checkpoint: Checkpoint,
+  file: CheckpointFile,
+  tensors: readonly Placed[],
+): Map<string, number> {
+  const paths = new Set(tensors.map(({ place }) => place.scales?.file ?? file.path));
+  paths.delete(file.path);
+  const others = checkpoint.files.filter(({ path }) => paths.has(path));
+  return new Map(others.map((other) => [other.path, openMapped(native, other)]));
+}
+
 function openMapped(native: Native, file: CheckpointFile): number {
   const { handle, bytes } = native.openFile(file.path);
   if (bytes === file.bytes) return handle;
@@ -224,10 +247,10 @@ function itemShape({ shape }: WeightSpec, { transform }: Match["place"]) {
   return { rows: r, cols: c, transform: Transform[kind], head_rows, rotary_rows };
 }
 
-/** Fills the buffer from one file on native threads. */
+/** Fills the buffer from one file on native threads. @param files handles by path */
 async function loadFile(
   device: Device,
-  mapped: number,
+  files: ReadonlyMap<string, number>,
   buffer: number,
   file: CheckpointFile,
   tensors: readonly Placed[],
@@ -236,7 +259,7 @@ async function loadFile(
   const total = tensors.reduce((sum, { place }) => sum + place.bytes, 0);
   const packed = tensors.filter(({ offset, bytes }) => offset !== undefined && bytes > 0);
   const items = packed.map(({ spec, place, stored, dtype, offset }) => ({
-    file: mapped,
+    file: files.get(file.path)!,
     buffer,
     src_offset: place.offset,
     src_bytes: place.bytes,
@@ -245,6 +268,7 @@ async function loadFile(
     dst_dtype: dtype_codes[dtype],
     layout: Layout[spec.layout],
     ...itemShape(spec, place),
+    ...scaleFields(place, files.get(place.scales?.file ?? file.path)!, dtype_codes),
   }));
   const tell = (status: LoadProgress["status"], bytes: number) =>
     progress_callback?.({ status, file: file.path, loaded: Math.min(bytes, total), total });

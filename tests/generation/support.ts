@@ -10,7 +10,7 @@ export const folder = fileURLToPath(new URL("../../models/bamba-wordnet-8m", imp
 
 /** Loads the default model. */
 export function loadModel(
-  o: Omit<PretrainedOptions, "device"> = {},
+  o: PretrainedOptions = {},
 ): Promise<BambaForCausalLM> {
   // What only the CPU runs is tested there.
   const on_cpu = o.quantization_config ?? o.cache_dtype ?? o.state_dtype;

@@ -5,8 +5,10 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import type { BambaForCausalLM } from "../../mod.ts";
 import { CacheLayout } from "../../src/modeling/cache_layout.ts";
 import type { CacheDTypes } from "../../src/modeling/cache_dtypes.ts";
-import { dog, loadModel } from "../generation/support.ts";
+import { dog, loadModel as load } from "../generation/support.ts";
 
+/** On the CPU, the only device with such caches so far. */
+const loadModel = (o: CacheDTypes = {}) => load({ ...o, device: "cpu", dtype: "auto" });
 const vocab = 4096;
 const ids = Array.from({ length: 200 }, (_, i) => 3 + (i * 131) % 4000);
 
@@ -85,9 +87,9 @@ describe("cache_dtype and state_dtype", () => {
   });
 
   it("says what it takes, and where it does not fit", async () => {
-    const load = (options: Record<string, string>) => loadModel(options as CacheDTypes);
-    await assertRejects(() => load({ cache_dtype: "int4" }), RangeError, "found int4");
-    await assertRejects(() => load({ state_dtype: "q8_0" }), RangeError, "found q8_0");
+    const wrong = (options: Record<string, string>) => loadModel(options as CacheDTypes);
+    await assertRejects(() => wrong({ cache_dtype: "int4" }), RangeError, "found int4");
+    await assertRejects(() => wrong({ state_dtype: "q8_0" }), RangeError, "found q8_0");
     const heads = { type: "attention", kv_heads: 1, head_dim: 24 } as const;
     const layout = (device: "cpu" | "cuda", dtypes: CacheDTypes) =>
       new CacheLayout([heads], device, "float32", dtypes);

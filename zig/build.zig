@@ -3,6 +3,7 @@
 //!   zig build                the library, into zig-out/lib
 //!   zig build -Dnvcc=PATH    the same with CUDA kernels, compiled by this nvcc where they changed
 //!   zig build test           core and kernels, these once for each level the machine has
+//!   zig build test -Dtarget=aarch64-linux-musl    the same, where qemu-aarch64 runs programs
 //!   zig build bindings       ../src/native/bindings.gen.ts
 //!   zig build tidy | fuzz | overhead
 
@@ -160,6 +161,10 @@ fn cudaImages(b: *Build, nvcc: ?[]const u8) *Build.Module {
 
 fn addTests(c: Context, step: *Build.Step) void {
     const b = c.b;
+    if (!runsHere(c)) return step.dependOn(Note.create(b, b.fmt(
+        "skipped: the tests for {0s} need the program qemu-{0s} (Debian: qemu-user-static)",
+        .{@tagName(c.target.result.cpu.arch)},
+    )));
     const core = b.addTest(.{
         .name = "core",
         .root_module = c.core("lib.zig"),
@@ -176,7 +181,8 @@ fn addTests(c: Context, step: *Build.Step) void {
     step.dependOn(&b.addRunArtifact(fuzz).step);
     for (c.levels) |level| {
         if (!runs(c, level)) {
-            step.dependOn(Note.create(b, level.name));
+            const text = b.fmt("skipped: this machine has no level {s}", .{level.name});
+            step.dependOn(Note.create(b, text));
             continue;
         }
         const kernels = b.addTest(.{
@@ -189,35 +195,47 @@ fn addTests(c: Context, step: *Build.Step) void {
     }
 }
 
+/// Whether programs for the target run on the machine that builds: QEMU runs another CPU's.
+fn runsHere(c: Context) bool {
+    const b = c.b;
+    const target = c.target.result;
+    if (target.os.tag != b.graph.host.result.os.tag) return false;
+    if (target.cpu.arch == b.graph.host.result.cpu.arch) return true;
+    const name = b.fmt("qemu-{s}", .{@tagName(target.cpu.arch)});
+    _ = b.findProgram(&.{name}, &.{}) catch return false;
+    b.enable_qemu = true;
+    return true;
+}
+
 /// Whether the machine that builds can run this level.
 fn runs(c: Context, level: Level) bool {
     const host = c.b.graph.host.result;
-    if (c.target.result.cpu.arch != host.cpu.arch) return false;
+    if (c.target.result.cpu.arch != host.cpu.arch) return level.needs == null;
     const needed = level.needs orelse return true;
     return std.Target.x86.featureSetHas(host.cpu.features, needed);
 }
 
-/// Says in the output that a level's tests were skipped.
+/// Says in the output that tests were skipped.
 const Note = struct {
     step: Build.Step,
-    level: []const u8,
+    text: []const u8,
 
-    fn create(b: *Build, level: []const u8) *Build.Step {
+    fn create(b: *Build, text: []const u8) *Build.Step {
         const note = b.allocator.create(Note) catch @panic("OOM");
         note.* = .{
             .step = .init(.{
                 .id = .custom,
-                .name = b.fmt("kernels {s} (skipped)", .{level}),
+                .name = "skipped tests",
                 .owner = b,
                 .makeFn = tell,
             }),
-            .level = level,
+            .text = text,
         };
         return &note.step;
     }
     fn tell(step: *Build.Step, _: Build.Step.MakeOptions) !void {
         const note: *Note = @fieldParentPtr("step", step);
-        std.debug.print("skipped: this machine has no level {s}\n", .{note.level});
+        std.debug.print("{s}\n", .{note.text});
     }
 };
 

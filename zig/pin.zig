@@ -28,6 +28,7 @@ pub fn pinned() bool {
 /// Whether this code is part of the program itself, as in the fuzzer: that is never unloaded.
 fn isProgram(here: DlInfo) bool {
     if (builtin.os.tag != .linux) return false;
+    if (builtin.link_mode == .static) return true;
     const headers = getauxval(std.elf.AT_PHDR);
     var program: DlInfo = undefined;
     return headers != 0 and dladdr(@ptrFromInt(headers), &program) != 0 and

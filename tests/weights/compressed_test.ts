@@ -49,7 +49,7 @@ describe("FP8 checkpoints", () => {
     { strategy: "channel", scales: "F32", sharded: true },
   ] as const;
   for (const kind of kinds) {
-    it(`${JSON.stringify(kind)}: the bits of the unpacked weights, in a quarter of the memory`, () =>
+    it(`${JSON.stringify(kind)}: the bits of the unpacked weights, in less memory`, () =>
       twoFolders(async (eights, exact) => {
         await writeEights(eights, exact, kind);
         const truth = await logitsOf(exact);

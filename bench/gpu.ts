@@ -9,14 +9,7 @@ import { HybridMambaAttentionDynamicCache } from "../src/modeling/cache.ts";
 import type { BambaForCausalLM } from "../src/models/bamba.ts";
 import { gemmPeers } from "./lib/gpu_peers.ts";
 import { launchUs, profileFields, profileRun } from "./lib/gpu_profile.ts";
-import {
-  hashOf,
-  matrixBytes,
-  median,
-  openSubject,
-  promptIds,
-  type Subject,
-} from "./lib/measure.ts";
+import { hashOf, matrixBytes, median, openSubject, promptIds } from "./lib/measure.ts";
 import { printLine, rounded } from "./lib/line.ts";
 import { randomModel } from "./lib/random_model.ts";
 import { findShape, type Shape, sizesOf } from "./lib/shapes.ts";
@@ -50,10 +43,10 @@ export async function run(options: BenchOptions): Promise<void> {
   using subject = await openSubject({ ...options, progress_callback });
   const all_s = (performance.now() - began) / 1e3;
   const load_s = (marks[marks.length - 1] - marks[0]) / 1e3;
-  const { model, device } = subject;
+  const { model } = subject;
   const line = (fields: Record<string, unknown>) =>
     printLine(options, { bench: "gpu", shape: shape_name, weights, gpu, ...fields });
-  const peaks = await device.measure(signal);
+  const peaks = await context.measure(signal);
   await line({ what: "peaks", ...tera(peaks) });
   const bytes = model.get_memory_footprint();
   await line({
@@ -65,6 +58,15 @@ export async function run(options: BenchOptions): Promise<void> {
     share_link: rounded(bytes / load_s / peaks.link_bytes_s),
   });
   const setting: Setting = { model, shape, peaks, signal, line };
+  await measureAll(setting);
+  subject[Symbol.dispose]();
+  await invariantLines(options, setting);
+  await line({ what: "peaks", when: "at the end", ...tera(await context.measure(signal)) });
+  for (const found of gemmPeers()) await line(found);
+}
+
+async function measureAll(setting: Setting): Promise<void> {
+  const { line } = setting;
   for (const batch of batches) await decodeLine(setting, batch);
   for (const tokens of prompts) await prefillLine(setting, tokens);
   await profileLines(setting);
@@ -72,13 +74,16 @@ export async function run(options: BenchOptions): Promise<void> {
     await line({ what: `decode ${type}`, missing: "timed by bench/cuda/blocks.py" });
   }
   await line({ what: "prefill fp8", missing: "kernels only: bench/cuda/linear_fp8.py" });
-  await closing(setting, subject);
 }
 
-/** The peaks once more, and what GEMMs of the same shapes take elsewhere. */
-async function closing({ line, signal }: Setting, { device }: Subject): Promise<void> {
-  await line({ what: "peaks", when: "at the end", ...tera(await device.measure(signal)) });
-  for (const found of gemmPeers()) await line(found);
+/** What it costs that no row's bits depend on the batch. */
+async function invariantLines(options: BenchOptions, setting: Setting): Promise<void> {
+  using subject = await openSubject({ ...options, batch_invariant: true });
+  const line = ({ what, ...rest }: Record<string, unknown>) =>
+    setting.line({ what: `${what}, batch_invariant`, ...rest });
+  const invariant = { ...setting, model: subject.model, line };
+  for (const batch of batches) await decodeLine(invariant, batch);
+  for (const tokens of prompts) await prefillLine(invariant, tokens);
 }
 
 function tera(peaks: Measured): Record<string, number> {

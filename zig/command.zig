@@ -411,6 +411,9 @@ pub const JobOptions = extern struct {
     decode: u32,
     /// Fills the arena with NaN before each run (tests).
     poison: u32,
+    /// Not 0: no row's bits may depend on how many others there are. On a CPU they never do.
+    batch_invariant: u32,
+    reserved: u32,
 };
 
 pub const JobState = enum(u32) { running = 0, done = 1, failed = 2, cancelled = 3 };

@@ -225,6 +225,8 @@ pub const Fuzzer = struct {
             .ring_steps = random.uintLessThan(u32, 3),
             .decode = @as(u32, @intCast(which)),
             .poison = random.uintLessThan(u32, 2),
+            .batch_invariant = random.uintLessThan(u32, 2),
+            .reserved = 0,
         });
         if (random.uintLessThan(u8, 4) == 0) mutation.mutate(random, std.mem.asBytes(&o));
         if (@intFromEnum(o.kind) == @intFromEnum(command.JobKind.measure)) return; // takes long

@@ -72,7 +72,7 @@ export async function profileRun(
     tail: ["sample"],
   };
   const plan = runtime.plans.get(request);
-  const run = startRun(runtime.device, { plan, cache, sequences, sample: true, kind: "profile" });
+  const run = startRun(runtime, { plan, cache, sequences, sample: true, kind: "profile" });
   const entries: number[] = [];
   try {
     for (;;) {

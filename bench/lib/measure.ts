@@ -58,9 +58,13 @@ export interface Subject extends Disposable {
 
 /** Loads the random model of a shape. */
 export async function openSubject(
-  options: BenchOptions & { readonly progress_callback?: () => void },
+  options: BenchOptions & {
+    readonly progress_callback?: () => void;
+    readonly batch_invariant?: boolean;
+  },
 ): Promise<Subject> {
-  const { shape, weights, threads, device: name, signal, progress_callback } = options;
+  const { shape, weights, threads, device: name, signal } = options;
+  const { progress_callback, batch_invariant } = options;
   const folder = await randomModel(shape, signal);
   const device = await Device.open(name, { threads });
   try {
@@ -71,6 +75,7 @@ export async function openSubject(
       device: name,
       threads,
       progress_callback,
+      batch_invariant,
       signal,
     });
     return {

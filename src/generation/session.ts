@@ -5,7 +5,7 @@ import { scan_chunk } from "../native/bindings.gen.ts";
 import { cutIntoRuns } from "../modeling/batch.ts";
 import { HybridMambaAttentionDynamicCache } from "../modeling/cache.ts";
 import { prefillChunk } from "../modeling/call.ts";
-import { bucket, type Kept, type TailOp } from "../modeling/plans.ts";
+import { bucket, type Kept, runCapacity, type TailOp } from "../modeling/plans.ts";
 import { readRows } from "../modeling/rows.ts";
 import { type RunSequence, type StartedRun, startRun } from "../modeling/run.ts";
 import type { ModelRuntime } from "../modeling/runtime.ts";
@@ -97,19 +97,11 @@ export class Session {
           history: ids && this.processes ? this.rows[piece.sequence].ids : undefined,
         };
       });
-      const tokens = pieces.reduce((sum, p) => sum + p.count, 0);
-      const decode = tokens === pieces.length;
-      const capacity = {
-        tokens: bucket(tokens),
-        seqs: decode ? bucket(tokens) : bucket(pieces.length),
-        logits: bucket(finished),
-      };
       const plan = runtime.plans.get({
-        capacity,
-        decode,
+        ...runCapacity(pieces, finished, runtime.batch_invariant),
         ...(ids ? { tail: this.choosingTail() } : { keep: ["logits"] }),
       });
-      const run = startRun(runtime.device, {
+      const run = startRun(runtime, {
         plan,
         cache,
         sequences,
@@ -142,7 +134,7 @@ export class Session {
       keep: ["scores"],
     });
     const sequences = this.#sequences(tail.includes("logits_process"));
-    const run = startRun(runtime.device, { plan, cache, sequences, ...this.#rules() });
+    const run = startRun(runtime, { plan, cache, sequences, ...this.#rules() });
     const rows = await this.#finish(run, "scores", plan.outputs, this.rows.length, signal);
     for (const [r, row] of this.rows.entries()) if (!row.finished) cache.lengths[r]++;
     return rows;
@@ -157,7 +149,7 @@ export class Session {
       decode: true,
       tail: this.choosingTail(),
     });
-    return startRun(runtime.device, {
+    return startRun(runtime, {
       plan,
       cache,
       sequences: this.#sequences(this.processes),
@@ -186,7 +178,7 @@ export class Session {
     const keep: Kept[] = ["scores"];
     const plan = runtime.plans.get({ capacity: this.#capacity(), source: "scores", tail, keep });
     const sample = tail.includes("sample");
-    const run = startRun(runtime.device, {
+    const run = startRun(runtime, {
       plan,
       cache,
       sequences: this.#sequences(tail.includes("logits_process")),

@@ -9,7 +9,7 @@ import { type Matrix, readIntegers } from "./inputs.ts";
 import { call_names, type CallInputs, type CheckedCall } from "./call_inputs.ts";
 import { checkOptions } from "./options.ts";
 import { ModelOutput } from "./outputs.ts";
-import { bucket, type PlanRequest } from "./plans.ts";
+import { type PlanRequest, runCapacity } from "./plans.ts";
 import { Results } from "./results.ts";
 import { narrow, type SharedBuffer } from "./rows.ts";
 import { startRun } from "./run.ts";
@@ -163,15 +163,9 @@ async function runPieces(
 ): Promise<void> {
   const { inputs, cache } = call;
   const sequences = pieces.map((piece) => results.sequence(piece));
-  const tokens = pieces.reduce((sum, p) => sum + p.count, 0);
   const logits = sequences.reduce((sum, s) => sum + s.logit_rows.length, 0);
-  const decode = tokens === pieces.length;
-  const capacity = {
-    tokens: bucket(tokens),
-    seqs: decode ? bucket(tokens) : bucket(pieces.length),
-    logits: bucket(logits),
-  };
-  const request: PlanRequest = { ...results.request, capacity, decode };
+  const sizes = runCapacity(pieces, logits, runtime.batch_invariant);
+  const request: PlanRequest = { ...results.request, ...sizes };
   const plan = runtime.plans.get(request);
   const fill = call.embeds
     ? (shared: SharedBuffer) => {
@@ -179,7 +173,7 @@ async function runPieces(
       shared.buffer.write(place.offset, narrow(results.embedRows(pieces), place.dtype));
     }
     : undefined;
-  const { job, shared } = startRun(runtime.device, { plan, cache, sequences, fill });
+  const { job, shared } = startRun(runtime, { plan, cache, sequences, fill });
   results.started = true;
   try {
     await job.finished(inputs.signal);

@@ -45,6 +45,28 @@ export function bucket(n: number): number {
   return 2 ** Math.ceil(Math.log2(Math.max(1, n)));
 }
 
+/**
+ * The capacity of a run over a prompt's pieces, and whether it may take the forms for one token a
+ * sequence. Where bits may not depend on what else is in the run, a piece of one token is taken as a
+ * longer one is.
+ */
+export function runCapacity(
+  pieces: readonly { readonly count: number }[],
+  logits: number,
+  batch_invariant: boolean,
+): { capacity: Capacity; decode: boolean } {
+  const tokens = bucket(pieces.reduce((sum, { count }) => sum + count, 0));
+  const decode = !batch_invariant && pieces.every(({ count }) => count === 1);
+  const seqs = bucket(pieces.length);
+  // Room for more tokens than sequences tells the kernels that this is no decoding.
+  const capacity = {
+    tokens: batch_invariant ? Math.max(tokens, 2 * seqs) : tokens,
+    seqs,
+    logits: bucket(logits),
+  };
+  return { capacity, decode };
+}
+
 /** Plans of one model on one device. */
 export class PlanCache {
   readonly #plans = new Map<string, Plan>();

@@ -36,6 +36,11 @@ export interface PretrainedOptions extends CacheDTypes {
   quantization_config?: QuantizationConfig;
   /** "cpu", "cuda", "cuda:0" or "auto"; left out: what `BAMBA_DEVICE` says, else "cpu" */
   device?: string;
+  /**
+   * Gives each row the same bits whatever else is in its batch, on a GPU with bf16 weights, too,
+   * where that takes time: README.md says how much. Elsewhere it is always so.
+   */
+  batch_invariant?: boolean;
   /** Native threads; one a physical core by default. */
   threads?: number;
   /** Called with `{ status: "progress", file, loaded, total }` while weights load. */
@@ -68,6 +73,7 @@ const known = [
   "cache_dtype",
   "state_dtype",
   "device",
+  "batch_invariant",
   "threads",
   "progress_callback",
   "signal",
@@ -258,7 +264,15 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
       activations(device, specs, weights),
       options,
     );
-    this.#runtime = new ModelRuntime(this, device, layout, weights, constants, this.has_head);
+    this.#runtime = new ModelRuntime(
+      this,
+      device,
+      layout,
+      weights,
+      constants,
+      this.has_head,
+      options.batch_invariant === true,
+    );
   }
 
   private bindWeights(

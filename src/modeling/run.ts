@@ -1,12 +1,12 @@
 /** One run of a plan: pieces of sequences in, a finished job out. */
 
-import type { Device } from "../device.ts";
 import type { Plan } from "../graph/plan.ts";
 import { encodeStep, type SamplingFields } from "../graph/step.ts";
 import { page_tokens } from "../native/bindings.gen.ts";
 import type { NativeJob } from "../native/job.ts";
 import type { HybridMambaAttentionDynamicCache } from "./cache.ts";
 import { SharedBuffer } from "./rows.ts";
+import type { ModelRuntime } from "./runtime.ts";
 
 /** A piece of one sequence's tokens, ready to run. */
 export interface RunSequence {
@@ -55,7 +55,8 @@ export interface StartedRun {
 }
 
 /** Starts a job over the sequences; the cache must have pages for all its steps. */
-export function startRun(device: Device, options: RunOptions): StartedRun {
+export function startRun(runtime: ModelRuntime, options: RunOptions): StartedRun {
+  const { device, batch_invariant } = runtime;
   const { plan, cache, n_steps = 1 } = options;
   const step = stepBytes(options, n_steps);
   const shared = plan.external_bytes > 0
@@ -74,6 +75,7 @@ export function startRun(device: Device, options: RunOptions): StartedRun {
       n_steps,
       ring_steps: options.ring_steps ?? 0,
       decode: options.sample ?? false,
+      batch_invariant,
     }, step);
     return { job, shared };
   } catch (error) {

@@ -30,6 +30,8 @@ export class ModelRuntime {
     readonly weights: WeightSet,
     readonly constants: Buffer | undefined,
     readonly has_head: boolean,
+    /** Whether no row's bits may depend on how many others there are. */
+    readonly batch_invariant: boolean,
   ) {
     this.plans = new PlanCache(device, {
       config: model.config,

@@ -24,6 +24,8 @@ export interface JobOptionsInit {
   decode?: boolean;
   /** Fills the arena with NaN before each run. */
   poison?: boolean;
+  /** No row's bits may depend on how many others there are. */
+  batch_invariant?: boolean;
 }
 
 /** What {@link NativeJob.next} gives. */
@@ -53,7 +55,7 @@ let last_turn_ms = 0;
 
 /** Packs job options. @throws {RangeError} when a number does not fit */
 export function packJobOptions(o: JobOptionsInit): Uint8Array<ArrayBuffer> {
-  const { kind, decode = false, poison = false, n_steps = 1, ...rest } = o;
+  const { kind, decode = false, poison = false, batch_invariant = false, n_steps = 1, ...rest } = o;
   return packStruct(JobOptions, {
     struct_size: JobOptions.size,
     abi: abi_hash,
@@ -61,6 +63,7 @@ export function packJobOptions(o: JobOptionsInit): Uint8Array<ArrayBuffer> {
     n_steps,
     decode: Number(decode),
     poison: Number(poison),
+    batch_invariant: Number(batch_invariant),
     ...rest,
   });
 }

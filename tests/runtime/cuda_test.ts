@@ -127,6 +127,52 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     }
   });
 
+  it("gives rows the same bits in any batch when asked to", async () => {
+    using model = await AutoModelForCausalLM.from_pretrained(await randomModel("9b-thin", never), {
+      dtype: "bfloat16",
+      device: "cuda",
+      batch_invariant: true,
+    });
+    const vocab = model.config.vocab_size;
+    const rows = Array.from({ length: 70 }, (_, r) => idsOf([1, 2, 7, 40, 65, 129][r % 6], r));
+    const alone: Float32Array[] = [];
+    for (const ids of rows) alone.push(await logitsOf(model, [ids]));
+    const columns = 130;
+    const pad = (ids: number[]) => new Array<number>(columns - ids.length).fill(0);
+    for (const count of [2, 9, 33, 70]) {
+      for (const prefill_chunk_size of [64, 512, 4096]) {
+        const batch = rows.slice(0, count);
+        const { logits } = await model.call({
+          input_ids: batch.map((ids) => [...pad(ids), ...ids]),
+          attention_mask: batch.map((ids) => [...pad(ids), ...ids.map(() => 1)]),
+          use_cache: false,
+          prefill_chunk_size,
+        });
+        const all = await logits!.data() as Float32Array;
+        logits!.dispose();
+        for (const [r, ids] of batch.entries()) {
+          const own = all.subarray(
+            ((r + 1) * columns - ids.length) * vocab,
+            (r + 1) * columns * vocab,
+          );
+          const at = own.findIndex((x, i) => x !== alone[r][i]);
+          assert(
+            at < 0,
+            `row ${r} of ${count}, cut at ${prefill_chunk_size}: token ${at / vocab | 0}`,
+          );
+        }
+      }
+    }
+    const options = { max_new_tokens: 24, eos_token_id: null };
+    const together = await model.generate({
+      input_ids: rows.map((_, r) => idsOf(5, r)),
+      ...options,
+    });
+    for (const r of [0, 33, 69]) {
+      assertEquals(await model.generate({ input_ids: [idsOf(5, r)], ...options }), [together[r]]);
+    }
+  });
+
   it("says how much memory is missing, and goes on", async () => {
     using model = await load();
     const { device } = model;

@@ -181,7 +181,7 @@ fn normLinearFits(tasks: []const Task) bool {
 fn normLinear(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     var a = decode.arguments(of);
-    if (a.batch > decode.norm_rows_max or !decode.staged(&a)) return each(tasks, s);
+    if (!decode.takesNorm(&a, s)) return each(tasks, s);
     decode.takeNorm(&a, norm, 1);
     decode.launch(.rms, a, k.dtype(of, 4) == .f32, s);
 }
@@ -194,8 +194,7 @@ fn normGatherLinearFits(tasks: []const Task) bool {
 fn normGatherLinear(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[2] };
     var a = decode.arguments(of);
-    const joins = s.takesAllRows() and a.batch <= decode.norm_rows_max and decode.staged(&a);
-    if (!joins) return each(tasks, s);
+    if (!s.takesAllRows() or !decode.takesNorm(&a, s)) return each(tasks, s);
     decode.takeNorm(&a, norm, 1);
     decode.launch(.rms, a, k.dtype(of, 4) == .f32, s);
 }
@@ -208,7 +207,7 @@ fn gatedLinearFits(tasks: []const Task) bool {
 fn gatedLinear(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     var a = decode.arguments(of);
-    if (a.batch > decode.norm_rows_max or !decode.staged(&a)) return each(tasks, s);
+    if (!decode.takesNorm(&a, s)) return each(tasks, s);
     decode.takeNorm(&a, norm, 2);
     a.gate = k.at(norm, 1);
     a.gate_stride = k.stride(norm, 1);
@@ -233,11 +232,11 @@ fn normSwiglu(tasks: []const Task, s: *Stream) void {
     a.w2 = k.at(up, 1);
     a.out = k.at(out, 2);
     a.out_stride = k.stride(out, 2);
-    if (a.batch <= decode.norm_rows_max and decode.staged(&a)) {
+    if (decode.takesNorm(&a, s)) {
         decode.takeNorm(&a, norm, 1);
         return decode.launch(.rms_swiglu, a, false, s);
     }
-    const few = a.batch <= decode.rows_max;
+    const few = decode.takes(k.rows(gate, 0), s);
     if (if (few) !decode.staged(&a) else !linear.onHopper(gate, s)) return each(tasks, s);
     // The plan may have given the norm's place to the result: it gets another.
     var moved: Task = norm.*;

@@ -63,7 +63,7 @@ pub fn launch(tasks: []const Task, s: *Stream) void {
     product.operands[4].shape[1] = columns(tasks);
     product.operands[1].shape[0] = columns(tasks);
     var a = decode.arguments(&product);
-    if (a.batch <= decode.norm_rows_max and decode.staged(&a)) {
+    if (decode.takesNorm(&a, s)) {
         decode.takeNorm(&a, norm, 1);
         decode.launch(.rms, a, false, s);
     } else {

@@ -20,7 +20,7 @@ fn linear(t: *const Task, s: *Stream) void {
     if (isFast(t) and k.aligned(t, &.{4})) {
         const a = decode.arguments(t);
         const in_blocks = block.is(a.dtype);
-        if (if (in_blocks) blocks.fits(&a) else rows <= decode.rows_max)
+        if (if (in_blocks) blocks.fits(&a) else decode.takes(rows, s))
             return decode.launch(.plain, a, f32_out, s);
         const product: sm90.Product = .{
             .of = t,

@@ -72,6 +72,16 @@ pub fn staged(a: *const Args) bool {
     return xBytes(a) + 4 * slot_bytes <= room;
 }
 
+/// Whether these kernels are the ones for so many rows: where bits may not depend on the number,
+/// the batch's are.
+pub fn takes(rows: u32, s: *const Stream) bool {
+    return rows <= rows_max and !s.invariant;
+}
+/// Whether a norm goes inside.
+pub fn takesNorm(a: *const Args, s: *const Stream) bool {
+    return a.batch <= norm_rows_max and staged(a) and !s.invariant;
+}
+
 /// Puts the norm's command `norm` in front: its input, and its weight, which is operand `weight`.
 pub fn takeNorm(a: *Args, norm: *const Task, weight: usize) void {
     a.x = k.at(norm, 0);

@@ -43,7 +43,7 @@ pub const Product = struct {
 pub fn launch(p: Product, s: *Stream) void {
     const rows = k.rows(p.of, 0);
     if (block.is(k.dtype(p.of, 1))) return blocks.gemm(p, s);
-    if (rows <= batch_rows_max or p.f32_out) return batch(p, s);
+    if (rows <= batch_rows_max or p.f32_out or s.invariant) return batch(p, s);
     gemm(p, s);
 }
 

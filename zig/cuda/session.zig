@@ -35,6 +35,7 @@ pub const Session = struct {
     n_steps: usize,
     decode: bool,
     poison: bool,
+    invariant: bool,
     graph: driver.Handle = null,
     /// Where the GPU leaves ids; none where the host advances.
     results: ?gpu_file.Results = null,
@@ -57,6 +58,7 @@ pub const Session = struct {
             .n_steps = o.n_steps,
             .decode = o.decode != 0,
             .poison = o.poison != 0,
+            .invariant = o.batch_invariant != 0,
         };
         errdefer s.end();
         if (s.n_steps < graph_steps_min) return s;
@@ -143,6 +145,7 @@ pub const Session = struct {
             .host = &s.binding.host,
             .spare = s.plan.body.cuda.spare.ptr(),
             .pages = s.binding.pages,
+            .invariant = s.invariant,
         };
     }
 

@@ -19,6 +19,8 @@ pub const Stream = struct {
     spare: ?[*]u8 = null,
     /// Pages in the run's key/value buffer.
     pages: u64 = 0,
+    /// Whether kernels may not be chosen by the number of rows.
+    invariant: bool = false,
     result: driver.Result = driver.ok,
     /// The kernel that failed first.
     failed: []const u8 = "",

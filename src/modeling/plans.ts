@@ -47,8 +47,8 @@ export function bucket(n: number): number {
 
 /**
  * The capacity of a run over a prompt's pieces, and whether it may take the forms for one token a
- * sequence. Where bits may not depend on what else is in the run, a piece of one token is taken as a
- * longer one is.
+ * sequence. Where bits may not depend on what else is in the run, a piece of one token is taken as
+ * a longer one is.
  */
 export function runCapacity(
   pieces: readonly { readonly count: number }[],

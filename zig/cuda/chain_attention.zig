@@ -28,7 +28,8 @@ pub fn fits(tasks: []const Task) bool {
     for ([_]usize{ q_at, k_at, v_at }) |i| {
         const of = &tasks[i];
         if (of.data[0] != norm.data[2] or of.has(2) or of.has(3)) return false;
-        if (!linear.isFast(of) or k.dtype(of, 4) != .bf16 or of.cols(4) % 8 != 0) return false;
+        const bf16 = k.dtype(of, 1) == .bf16 and k.dtype(of, 4) == .bf16;
+        if (!bf16 or !linear.isFast(of) or of.cols(4) % 8 != 0) return false;
     }
     const wired = q_rope.data[0] == tasks[q_at].data[4] and
         k_rope.data[0] == tasks[k_at].data[4] and append.data[0] == k_rope.data[3] and

@@ -3,7 +3,7 @@
  * each beside the machine's peaks of the same run; then where the time goes, launch by launch.
  */
 
-import type { BenchOptions } from "../src/cli/bench.ts";
+import type { BenchOptions, BenchWeights } from "../src/cli/bench.ts";
 import { Device, type Measured } from "../src/device.ts";
 import { HybridMambaAttentionDynamicCache } from "../src/modeling/cache.ts";
 import type { BambaForCausalLM } from "../src/models/bamba.ts";
@@ -61,6 +61,7 @@ export async function run(options: BenchOptions): Promise<void> {
   await measureAll(setting);
   subject[Symbol.dispose]();
   await invariantLines(options, setting);
+  for (const type of ["q8_0", "q4_k_m"] as const) await blockLine(options, setting, type);
   await line({ what: "peaks", when: "at the end", ...tera(await context.measure(signal)) });
   for (const found of gemmPeers()) await line(found);
 }
@@ -70,9 +71,6 @@ async function measureAll(setting: Setting): Promise<void> {
   for (const batch of batches) await decodeLine(setting, batch);
   for (const tokens of prompts) await prefillLine(setting, tokens);
   await profileLines(setting);
-  for (const type of ["q8_0", "q4_k"] as const) {
-    await line({ what: `decode ${type}`, missing: "timed by bench/cuda/blocks.py" });
-  }
   await line({ what: "prefill fp8", missing: "kernels only: bench/cuda/linear_fp8.py" });
 }
 
@@ -84,6 +82,20 @@ async function invariantLines(options: BenchOptions, setting: Setting): Promise<
   const invariant = { ...setting, model: subject.model, line };
   for (const batch of batches) await decodeLine(invariant, batch);
   for (const tokens of prompts) await prefillLine(invariant, tokens);
+}
+
+/** Weights in blocks, quantized while they load, as the same GGUF files hold them. */
+async function blockLine(
+  options: BenchOptions,
+  setting: Setting,
+  weights: BenchWeights,
+): Promise<void> {
+  const began = performance.now();
+  using subject = await openSubject({ ...options, weights });
+  const load_s = rounded((performance.now() - began) / 1e3);
+  const line = ({ what, ...rest }: Record<string, unknown>) =>
+    setting.line({ what: `${what}, ${weights}`, load_s, ...rest });
+  await decodeLine({ ...setting, model: subject.model, line }, 1);
 }
 
 function tera(peaks: Measured): Record<string, number> {

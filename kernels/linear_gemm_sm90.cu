@@ -15,7 +15,9 @@
 //        - tiles are walked in bands of 2048 rows so that a band's x and the weights in use stay in L2;
 //        - SwiGLU: gate and up halves of one tile end in the same thread, the product is never stored wide;
 //        - results go through swizzled shared memory to TMA stores that drain behind the next tile.
-//        - up to 256 rows, where tiles are too few for the chip: clusters of four split k (gemm_split).
+//        - up to 256 rows, where tiles are too few for the chip: clusters of four split k (gemm_split). Not launched
+//          by the library: an H100 holds 30 such clusters at once, N = 4096 needs 32, and two turns gain nothing
+//          (out_proj 128 rows: 44.7 us, unsplit 46.1, cuBLAS 28.4). Clusters of two (66 fit) would.
 // Launch: 384 threads, cluster 2, grid 2 * min(66, pairs of tiles), dynamic smem GEMM_SMEM = 230656.
 //   Tensor maps bf16, 128-byte swizzle: x box 64 x 128 rows, W and W2 box 64 x (tile / 2) rows, out 64 x 64.
 //   The number in a name is the tile's columns: 128 where 256 would leave clusters without work.

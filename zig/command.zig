@@ -335,6 +335,8 @@ pub const Info = extern struct {
     reserved: u32,
     /// CPU brand string, zero-terminated
     cpu_name: [64]u8,
+    /// nanoseconds that runs on the CPU have spent in each operation, by `Op`
+    op_ns: [64]u64,
 };
 
 /// One tensor to bring from a file into a buffer. Weights in blocks may become f32, bf16 or f16,

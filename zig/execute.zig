@@ -3,6 +3,7 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
+const command = @import("command");
 const kernel = @import("cpu/kernel.zig");
 const memory = @import("memory.zig");
 const plan_file = @import("plan.zig");
@@ -19,6 +20,11 @@ const cache_line = std.atomic.cache_line;
 /// A thread takes this part of its share of what is left: large runs at first, which memory likes,
 /// and single units at the end, so that no thread waits long for another.
 const part_taken = 2;
+
+/// Nanoseconds that runs have spent in each operation, by `command.Op`: with its barriers, as the
+/// first thread sees it.
+pub var op_ns: [n_ops]std.atomic.Value(u64) = @splat(.init(0));
+const n_ops = @typeInfo(command.Op).@"enum".fields.len;
 
 /// A counter of the units that threads have taken of one phase.
 const Counter = struct { next: std.atomic.Value(u32) align(cache_line) = .init(0) };
@@ -94,6 +100,7 @@ const Run = struct {
         const scratch = body.scratch(index);
         const width = pool.width();
         var counter: usize = 0;
+        var since = if (index == 0) sync.nowNs() else 0;
         for (r.plan.tasks, body.kernels) |*task, k| {
             for (0..k.n_phases) |phase| {
                 const at = &body.counters[counter].next;
@@ -102,6 +109,10 @@ const Run = struct {
                 pool.barrier.meet(r, decide);
                 if (r.stop) return;
             }
+            if (index != 0) continue;
+            const now = sync.nowNs();
+            _ = op_ns[@intFromEnum(task.op)].fetchAdd(now - since, .monotonic);
+            since = now;
         }
     }
 

@@ -7,6 +7,7 @@ const cuda = @import("cuda/main.zig");
 const abi = @import("abi.zig");
 const device = @import("device.zig");
 const exchange = @import("exchange.zig");
+const execute = @import("execute.zig");
 const handle = @import("handle.zig");
 const memory = @import("memory.zig");
 const status = @import("status.zig");
@@ -43,6 +44,7 @@ pub fn tell(of: u32, out: []u8, f: *Failure) Rejected!void {
     value.n_files = handle.count(.file);
     value.cuda_status = cuda.state();
     cpuName(&value.cpu_name);
+    for (&execute.op_ns, value.op_ns[0..execute.op_ns.len]) |*ns, *to| to.* = ns.load(.monotonic);
     @memcpy(out[0..@sizeOf(command.Info)], std.mem.asBytes(&value));
 }
 

@@ -1,7 +1,7 @@
 // Printed by `zig build bindings` from zig/command.zig; do not edit.
 
 /** Hash of all declarations of zig/command.zig, compared with the library's at load. */
-export const abi_hash = 1271780346;
+export const abi_hash = 1674405472;
 
 export const revision = 1;
 export const max_operands = 12;
@@ -211,7 +211,7 @@ export const DeviceOptions = {
 } as const;
 
 export const Info = {
-  size: 152,
+  size: 664,
   fields: {
     struct_size: { offset: 0, type: "u32" },
     abi: { offset: 4, type: "u32" },
@@ -232,6 +232,7 @@ export const Info = {
     cuda_status: { offset: 80, type: "i32" },
     reserved: { offset: 84, type: "u32" },
     cpu_name: { offset: 88, type: "u8", length: 64 },
+    op_ns: { offset: 152, type: "u64", length: 64 },
   },
 } as const;
 
@@ -275,7 +276,7 @@ export const JobKind = {
 } as const;
 
 export const JobOptions = {
-  size: 56,
+  size: 48,
   fields: {
     struct_size: { offset: 0, type: "u32" },
     abi: { offset: 4, type: "u32" },
@@ -289,8 +290,6 @@ export const JobOptions = {
     ring_steps: { offset: 36, type: "u32" },
     decode: { offset: 40, type: "u32" },
     poison: { offset: 44, type: "u32" },
-    batch_invariant: { offset: 48, type: "u32" },
-    reserved: { offset: 52, type: "u32" },
   },
 } as const;
 

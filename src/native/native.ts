@@ -8,6 +8,7 @@ import {
   DeviceKind,
   DeviceOptions,
   Info as InfoStruct,
+  Op,
   Span,
 } from "./bindings.gen.ts";
 import type { OpenedLibrary } from "./calls.ts";
@@ -44,6 +45,8 @@ export interface Info {
   n_files: number;
   /** 0 usable, -9 built without CUDA, -101 no driver, -103 no GPU. */
   cuda_status: number;
+  /** Seconds that runs on the CPU have spent in each operation since the library was loaded. */
+  op_s: Record<string, number>;
 }
 
 const feature_names = [
@@ -95,6 +98,9 @@ export class Native {
       n_jobs: raw.n_jobs,
       n_files: raw.n_files,
       cuda_status: raw.cuda_status,
+      op_s: Object.fromEntries(
+        Object.entries(Op).map(([name, op]) => [name, raw.op_ns[op] / 1e9]),
+      ),
     };
   }
 

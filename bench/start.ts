@@ -1,16 +1,17 @@
 /**
  * How soon is the first token there, and how much memory does it take? A process of its own loads the
- * model (a GGUF file where weights are quantized) from the page cache, runs a prompt of 8 and ends.
+ * model (quantized: the GGUF file that BAMBA_PEERS_GGUF names) from the page cache, runs a prompt of 8
+ * and ends.
  */
 
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import type { BenchOptions } from "../src/cli/bench.ts";
 import { BambaForCausalLM } from "../src/models/bamba.ts";
 import { printLine, rounded } from "./lib/line.ts";
-import { median, openSubject, promptIds } from "./lib/measure.ts";
+import { median, promptIds } from "./lib/measure.ts";
 import { randomModel } from "./lib/random_model.ts";
 import { findShape } from "./lib/shapes.ts";
 
@@ -67,16 +68,15 @@ function startElsewhere(path: string): Start {
   return JSON.parse(stdout.trim().split("\n").at(-1)!);
 }
 
-/** The model's folder, or a GGUF file of the type, made now and not kept. */
-async function place(options: BenchOptions): Promise<{ path: string; made: boolean }> {
-  const folder = await randomModel(options.shape, options.signal);
-  if (options.weights === "bf16") return { path: folder, made: false };
-  const path = `${folder}-${options.weights}.gguf`;
-  if (!existsSync(path)) {
-    using subject = await openSubject({ ...options, weights: "bf16" });
-    await subject.model.save_gguf(path, { type: options.weights, signal: options.signal });
-  }
-  return { path, made: true };
+/** The model's folder, or the GGUF file that BAMBA_PEERS_GGUF names. */
+async function place({ shape, weights, signal }: BenchOptions): Promise<string> {
+  if (weights === "bf16") return await randomModel(shape, signal);
+  const { BAMBA_PEERS_GGUF: gguf } = process.env;
+  if (gguf && existsSync(gguf)) return gguf;
+  throw new Error(
+    `Expected BAMBA_PEERS_GGUF to name a GGUF file of ${shape} in ${weights} but found ` +
+      `'${gguf ?? ""}'.`,
+  );
 }
 
 function bytesOf(path: string): number {
@@ -88,32 +88,28 @@ function bytesOf(path: string): number {
 export async function run(options: BenchOptions): Promise<void> {
   const given = process.env[variable];
   if (given) return await startHere(given, options);
-  const { path, made } = await place(options);
-  try {
-    const starts = Array.from({ length: rounds + 1 }, () => startElsewhere(path)).slice(1);
-    const of = (what: keyof Start) => median(starts.map((start) => start[what]));
-    const file_bytes = bytesOf(path);
-    const grown = of("resident") - of("resident_before");
-    const { shape, weights } = options;
-    if (!options.json) {
-      console.error(
-        `${weights}: first token after ${of("first_s").toFixed(2)} s, of which loading took ` +
-          `${of("load_s").toFixed(2)}; ${(grown / file_bytes).toFixed(2)} x the file resident`,
-      );
-    }
-    await printLine(options, {
-      bench: "start",
-      shape,
-      weights,
-      first_s: rounded(of("first_s")),
-      load_s: rounded(of("load_s")),
-      file_bytes,
-      resident_bytes: grown,
-      resident_share: rounded(grown / file_bytes),
-      firsts: starts.map(({ first_s }) => rounded(first_s, 3)),
-      threads: options.threads,
-    });
-  } finally {
-    if (made) rmSync(path, { force: true });
+  const path = await place(options);
+  const starts = Array.from({ length: rounds + 1 }, () => startElsewhere(path)).slice(1);
+  const of = (what: keyof Start) => median(starts.map((start) => start[what]));
+  const file_bytes = bytesOf(path);
+  const grown = of("resident") - of("resident_before");
+  const { shape, weights } = options;
+  if (!options.json) {
+    console.error(
+      `${weights}: first token after ${of("first_s").toFixed(2)} s, of which loading took ` +
+        `${of("load_s").toFixed(2)}; ${(grown / file_bytes).toFixed(2)} x the file resident`,
+    );
   }
+  await printLine(options, {
+    bench: "start",
+    shape,
+    weights,
+    first_s: rounded(of("first_s")),
+    load_s: rounded(of("load_s")),
+    file_bytes,
+    resident_bytes: grown,
+    resident_share: rounded(grown / file_bytes),
+    firsts: starts.map(({ first_s }) => rounded(first_s, 3)),
+    threads: options.threads,
+  });
 }

@@ -41,13 +41,29 @@ pub const TileFn = *const fn (
     distance: usize,
     c: [*]f32,
     first: bool,
+    ahead: Ahead,
 ) void;
+
+/// Weights that will be wanted soon, asked for on the way: each step of k asks for the line `step`
+/// bytes further. With few tiles a slice would otherwise be awaited by the first of them.
+pub const Ahead = struct {
+    p: [*]const u8,
+    step: usize,
+
+    inline fn next(a: *Ahead, comptime across: usize, distance: usize) void {
+        inline for (0..across) |j| @prefetch(a.p + j * distance, .{ .locality = 2 });
+        a.p += a.step;
+    }
+};
+/// Tiles whose slices are asked for ahead; more of them have time to wait.
+const few_tiles = 4;
 
 fn Tile(
     comptime dtype: DType,
     comptime access: Access,
     comptime rows: usize,
     comptime across: usize,
+    comptime asks: bool,
 ) type {
     return struct {
         const per_panel = width / L;
@@ -86,10 +102,13 @@ fn Tile(
             row: usize,
             w0: [*]const u8,
             distance: usize,
+            ahead0: Ahead,
         ) void {
             var a = a0;
             var w = w0;
+            var ahead = ahead0;
             for (0..n / 2) |_| {
+                if (asks) ahead.next(across, distance);
                 const even = low(weights(U, w, distance));
                 inline for (0..rows) |i| add(sums, activation(a, row, i, 0), i, even);
                 // Loading the pair again costs less than the registers that keeping it would take;
@@ -115,10 +134,13 @@ fn Tile(
             row: usize,
             w0: [*]const u8,
             distance: usize,
+            ahead0: Ahead,
         ) void {
             var a = a0;
             var w = w0;
+            var ahead = ahead0;
             for (0..n) |_| {
+                if (asks) ahead.next(across, distance);
                 const v = weights(F, w, distance);
                 inline for (0..rows) |i| add(sums, activation(a, row, i, 0), i, v);
                 a += if (access == .strided) 1 else rows;
@@ -133,33 +155,34 @@ fn Tile(
             distance: usize,
             c: [*]f32,
             first: bool,
+            ahead: Ahead,
         ) void {
             var sums: Sums = undefined;
             inline for (0..rows) |i| inline for (0..V) |j| {
                 sums[i][j] = if (first) simd.zero else simd.ldF(c + (i * V + j) * L);
             };
             const loop = if (dtype == .bf16) pairs else singles;
-            loop(&sums, n, a, row, w, distance);
+            loop(&sums, n, a, row, w, distance, ahead);
             inline for (0..rows) |i| inline for (0..V) |j| simd.st(c + (i * V + j) * L, sums[i][j]);
         }
     };
 }
 
 /// The packed tile of `rows` (1 to MR) rows and `across` (1 to NP) panels.
-fn tile(comptime dtype: DType, rows: usize, across: usize) TileFn {
+fn tile(comptime dtype: DType, rows: usize, across: usize, asks: bool) TileFn {
     const table = comptime blk: {
-        var t: [MR][NP]TileFn = undefined;
-        for (0..MR) |r| for (0..NP) |p| {
-            t[r][p] = Tile(dtype, .packed_tile, r + 1, p + 1).run;
+        var t: [2][MR][NP]TileFn = undefined;
+        for (&t, [_]bool{ false, true }) |*of, a| for (0..MR) |r| for (0..NP) |p| {
+            of[r][p] = Tile(dtype, .packed_tile, r + 1, p + 1, a).run;
         };
         break :blk t;
     };
-    return table[rows - 1][across - 1];
+    return table[@intFromBool(asks)][rows - 1][across - 1];
 }
 
 /// The tile over unpacked rows, for `linear_gemv`.
 pub fn stridedTile(comptime dtype: DType, comptime rows: usize, comptime across: usize) TileFn {
-    return Tile(dtype, .strided, rows, across).run;
+    return Tile(dtype, .strided, rows, across, false).run;
 }
 
 /// Rows cut into tiles of at most MR whose heights differ by at most one, so that no tile is left
@@ -262,11 +285,21 @@ pub fn block(
                         distance = KC * width * 4;
                     }
                     const kind: DType = if (d == .bf16) .bf16 else .f32;
+                    // The slice that comes next, a part of it for each tile.
+                    const later = if (p + NP < p1) skip + NP * one else panel.panelBytes(d, k + KC);
+                    const next = w + (if (p + NP < p1) p else p0) * one + later;
+                    const tiles = t1 - t0;
+                    const asks = d != .f16 and tiles <= few_tiles;
+                    const part = panel.panelBytes(d, n) / tiles;
                     for (t0..t1) |t| {
                         const h = cut.height(t);
                         const rows_at = a + cut.at(t) * K + k * h;
-                        const go = tile(kind, h, across);
-                        go(n, rows_at, 0, slice, distance, sums, k == 0);
+                        const ahead: Ahead = .{
+                            .p = next + (t - t0) * part,
+                            .step = (64 + tiles - 1) / tiles,
+                        };
+                        const go = tile(kind, h, across, asks);
+                        go(n, rows_at, 0, slice, distance, sums, k == 0, ahead);
                         sums += h * across * width;
                     }
                 }

@@ -118,7 +118,8 @@ fn manyRows(
                 apart = slice * width * 4;
             }
             const sums = c + p * rows * width;
-            gemm.stridedTile(kind, rows, across)(n, x + k, stride, at, apart, sums, k == 0);
+            const none: gemm.Ahead = .{ .p = at, .step = 0 };
+            gemm.stridedTile(kind, rows, across)(n, x + k, stride, at, apart, sums, k == 0, none);
         }
     }
 }

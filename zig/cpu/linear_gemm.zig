@@ -285,20 +285,21 @@ pub fn block(
                         distance = KC * width * 4;
                     }
                     const kind: DType = if (d == .bf16) .bf16 else .f32;
-                    // The slice that comes next, a part of it for each tile.
-                    const later = if (p + NP < p1) skip + NP * one else panel.panelBytes(d, k + KC);
-                    const next = w + (if (p + NP < p1) p else p0) * one + later;
                     const tiles = t1 - t0;
-                    const asks = d != .f16 and tiles <= few_tiles;
-                    const part = panel.panelBytes(d, n) / tiles;
+                    const asks = comptime !isWidened(d);
+                    // Of the slice that comes next, a part for each tile.
+                    const at = if (p + NP < p1) k else k + KC;
+                    const next = if (p + NP < p1) p + NP else p0;
+                    const later = if (asks) w + next * one + panel.panelBytes(d, at) else slice;
+                    const part = if (asks) panel.panelBytes(d, n) / tiles else 0;
                     for (t0..t1) |t| {
                         const h = cut.height(t);
                         const rows_at = a + cut.at(t) * K + k * h;
                         const ahead: Ahead = .{
-                            .p = next + (t - t0) * part,
+                            .p = later + (t - t0) * part,
                             .step = (64 + tiles - 1) / tiles,
                         };
-                        const go = tile(kind, h, across, asks);
+                        const go = tile(kind, h, across, asks and tiles <= few_tiles);
                         go(n, rows_at, 0, slice, distance, sums, k == 0, ahead);
                         sums += h * across * width;
                     }

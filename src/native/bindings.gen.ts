@@ -1,7 +1,7 @@
 // Printed by `zig build bindings` from zig/command.zig; do not edit.
 
 /** Hash of all declarations of zig/command.zig, compared with the library's at load. */
-export const abi_hash = 1674405472;
+export const abi_hash = 2775906182;
 
 export const revision = 1;
 export const max_operands = 12;
@@ -276,7 +276,7 @@ export const JobKind = {
 } as const;
 
 export const JobOptions = {
-  size: 48,
+  size: 56,
   fields: {
     struct_size: { offset: 0, type: "u32" },
     abi: { offset: 4, type: "u32" },
@@ -290,6 +290,8 @@ export const JobOptions = {
     ring_steps: { offset: 36, type: "u32" },
     decode: { offset: 40, type: "u32" },
     poison: { offset: 44, type: "u32" },
+    batch_invariant: { offset: 48, type: "u32" },
+    reserved: { offset: 52, type: "u32" },
   },
 } as const;
 

@@ -1,7 +1,7 @@
 /**
  * How fast is a prompt? One call over 512 ids that gives the last token's logits, as a share of the
- * multiply-add rate (f32, or int8 where weights are quantized): matrix products, scan and attention
- * count, nothing else.
+ * fastest multiply-adds (f32, pairs of bf16 where the CPU does more of them, or int8 where weights
+ * are quantized): matrix products, scan and attention count, nothing else.
  */
 
 import type { BenchOptions } from "../src/cli/bench.ts";

@@ -1,5 +1,6 @@
 /** Devices and the memory they own. */
 
+import { CpuLevel } from "./native/bindings.gen.ts";
 import { loadNative } from "./native/ffi.ts";
 import { watchLeak } from "./native/leak.ts";
 import { environment } from "./native/library.ts";
@@ -23,6 +24,7 @@ export interface Measured {
   read_median_bytes_s: number;
   /** Operations a second: a multiply-add counts as two. */
   f32_flop_s: number;
+  /** Pairs of bf16 into f32, where the machine multiplies them fast. */
   bf16_dot_op_s: number;
   int8_dot_op_s: number;
   /** Bytes a second copied within memory, read and written ones counted, of a GPU. */
@@ -63,7 +65,7 @@ interface Shared {
 
 const shared_devices = new Map<string, Shared>();
 const threads_max = 1024;
-const levels: readonly CpuLevelName[] = ["auto", "portable", "v3", "v4"];
+const levels = Object.keys(CpuLevel) as CpuLevelName[];
 
 function parseName(name: string): { kind: DeviceKindName; ordinal: number } {
   if (name === "cpu") return { kind: "cpu", ordinal: 0 };

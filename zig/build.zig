@@ -10,16 +10,35 @@
 const std = @import("std");
 const Build = std.Build;
 
+const Feature = std.Target.x86.Feature;
 const Level = struct {
     name: []const u8,
     cpu: ?*const std.Target.Cpu.Model = null,
+    /// Instructions beyond those of `cpu`.
+    more: []const Feature = &.{},
     /// What the build machine must have to run the level's tests.
-    needs: ?std.Target.x86.Feature = null,
+    needs: ?Feature = null,
+    /// Parts of the names of the tests in which the level differs from the one before; none: all.
+    differs: []const []const u8 = &.{},
 };
 const x86_levels = [_]Level{
     .{ .name = "portable", .cpu = &std.Target.x86.cpu.x86_64 },
     .{ .name = "v3", .cpu = &std.Target.x86.cpu.x86_64_v3, .needs = .avx2 },
     .{ .name = "v4", .cpu = &std.Target.x86.cpu.x86_64_v4, .needs = .avx512vl },
+    .{
+        .name = "v4_vnni",
+        .cpu = &std.Target.x86.cpu.x86_64_v4,
+        .more = &.{.avx512vnni},
+        .needs = .avx512vnni,
+        .differs = &.{ "block", "int8", "linear", "measure" },
+    },
+    .{
+        .name = "v4_bf16",
+        .cpu = &std.Target.x86.cpu.x86_64_v4,
+        .more = &.{ .avx512vnni, .avx512bf16 },
+        .needs = .avx512bf16,
+        .differs = &.{ "attention", "bf16", "linear", "measure" },
+    },
 };
 const other_levels = [_]Level{.{ .name = "portable" }};
 
@@ -67,6 +86,7 @@ const Context = struct {
     fn kernels(c: Context, level: Level) *Build.Module {
         var query = c.target.query;
         if (level.cpu) |cpu| query.cpu_model = .{ .explicit = cpu };
+        query.cpu_features_add.addFeatureSet(std.Target.x86.featureSet(level.more));
         const made = c.module("cpu/main.zig", c.b.resolveTargetQuery(query));
         made.optimize = if (c.optimize == .Debug) .ReleaseSafe else c.optimize;
         const options = c.b.addOptions();
@@ -188,7 +208,7 @@ fn addTests(c: Context, step: *Build.Step) void {
         const kernels = b.addTest(.{
             .name = b.fmt("kernels {s}", .{level.name}),
             .root_module = c.kernels(level),
-            .filters = c.filters,
+            .filters = if (c.filters.len > 0) c.filters else level.differs,
             .use_llvm = true,
         });
         step.dependOn(&b.addRunArtifact(kernels).step);

@@ -3,11 +3,11 @@
 
 const std = @import("std");
 const command = @import("command");
-const config = @import("config");
 const cuda = @import("cuda/main.zig");
 const exchange = @import("exchange.zig");
 const handle = @import("handle.zig");
 const info = @import("info.zig");
+const levels = @import("levels.zig");
 const pin = @import("pin.zig");
 const status = @import("status.zig");
 const threads = @import("threads.zig");
@@ -16,16 +16,6 @@ const CpuLevel = command.CpuLevel;
 const Failure = status.Failure;
 const Rejected = status.Rejected;
 const allocator = std.heap.c_allocator;
-
-/// Levels in this build.
-const levels = table: {
-    var table: [config.levels.len]struct { CpuLevel, *const cpu.Level } = undefined;
-    for (config.levels, 0..) |name, i| {
-        const symbol = @extern(*const cpu.Level, .{ .name = name ++ "_level" });
-        table[i] = .{ @field(CpuLevel, name), symbol };
-    }
-    break :table table;
-};
 
 pub const Device = struct {
     pub const kind = handle.Kind.device;
@@ -77,14 +67,14 @@ pub fn open(data: []const u8, out: []u8, f: *Failure) Rejected!void {
 }
 
 fn choose(wanted: CpuLevel, f: *Failure) Rejected!struct { CpuLevel, *const cpu.Level } {
-    const best = info.cpuLevel();
-    if (@intFromEnum(wanted) > @intFromEnum(best)) return f.set(
+    const strongest = info.strongestLevel();
+    if (@intFromEnum(wanted) > @intFromEnum(strongest)) return f.set(
         .unsupported,
         "Expected a CPU of level {t} but found one of level {t}",
-        .{ wanted, best },
+        .{ wanted, strongest },
     );
-    const name = if (wanted == .auto) best else wanted;
-    for (levels) |entry| if (entry[0] == name) return .{ entry[0], entry[1] };
+    const name = if (wanted == .auto) levels.best() else wanted;
+    if (levels.find(name)) |found| return .{ name, found };
     return f.set(
         .unsupported,
         "Expected kernels of level {t} but found none in this build",

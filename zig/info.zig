@@ -9,6 +9,7 @@ const device = @import("device.zig");
 const exchange = @import("exchange.zig");
 const execute = @import("execute.zig");
 const handle = @import("handle.zig");
+const levels = @import("levels.zig");
 const memory = @import("memory.zig");
 const status = @import("status.zig");
 const Failure = status.Failure;
@@ -22,7 +23,7 @@ pub fn tell(of: u32, out: []u8, f: *Failure) Rejected!void {
     var value = std.mem.zeroes(command.Info);
     value.struct_size = @sizeOf(command.Info);
     value.abi = abi.hash;
-    value.cpu_level = cpuLevel();
+    value.cpu_level = levels.best();
     if (of != 0) {
         const d = try handle.get(device.Device, of, f);
         defer d.object.release();
@@ -43,6 +44,7 @@ pub fn tell(of: u32, out: []u8, f: *Failure) Rejected!void {
     value.n_jobs = handle.count(.job);
     value.n_files = handle.count(.file);
     value.cuda_status = cuda.state();
+    value.bf16_gain = levels.bf16Gain();
     cpuName(&value.cpu_name);
     for (&execute.op_ns, value.op_ns[0..execute.op_ns.len]) |*ns, *to| to.* = ns.load(.monotonic);
     @memcpy(out[0..@sizeOf(command.Info)], std.mem.asBytes(&value));
@@ -115,12 +117,14 @@ pub fn features() u32 {
     return mask;
 }
 
-/// The best level whose every instruction this machine has.
-pub fn cpuLevel() command.CpuLevel {
+/// The strongest level whose every instruction this machine has.
+pub fn strongestLevel() command.CpuLevel {
     if (!x86) return .portable;
     const mask = features();
     if (mask & 0b111 != 0b111 or !smallExtensions()) return .portable;
-    return if (mask & 0b1000 != 0) .v4 else .v3;
+    if (mask & 0b1000 == 0) return .v3;
+    if (mask & 0b1_0000 == 0) return .v4;
+    return if (mask & 0b10_0000 != 0) .v4_bf16 else .v4_vnni;
 }
 
 /// The instructions of x86-64-v3 that are no vectors: a virtual machine may hide them.

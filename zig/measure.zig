@@ -4,6 +4,7 @@ const std = @import("std");
 const cpu = @import("cpu/measure.zig");
 const cuda = @import("cuda/measure.zig");
 const job = @import("job.zig");
+const levels = @import("levels.zig");
 const memory = @import("memory.zig");
 const ring = @import("ring.zig");
 const status = @import("status.zig");
@@ -42,12 +43,15 @@ pub fn run(c: *job.Context, f: *Failure) Rejected!void {
         shared.bytes = pages.len;
         device.pool.start();
         shared.n_threads = @min(device.pool.width(), cpu.max_threads);
-        var m: Measurement = .{ .shared = shared, .part = device.kernels.measure };
+        // Of the machine, also where the device was asked to do with less.
+        const kernels = levels.find(levels.best()) orelse device.kernels;
+        var m: Measurement = .{ .shared = shared, .part = kernels.measure };
         device.pool.together(&m, Measurement.thread);
     }
     return give(c, .{
         .read = shared.read_rate,
         .f32_fma = shared.fma_rate,
+        .bf16_dot = shared.bf16_rate,
         .int8_fma = shared.int8_rate,
         .read_median = shared.read_median,
     }, f);

@@ -27,9 +27,12 @@ export function matrixBytes(model: BambaForCausalLM): number {
 export function multiplyPeak(
   weights: BenchWeights,
 ): { unit: string; of: (measured: Measured) => number } {
-  return isFloat(weights)
-    ? { unit: "TFLOP/s f32", of: (measured) => measured.f32_flop_s }
-    : { unit: "TOP/s int8", of: (measured) => measured.int8_dot_op_s };
+  if (!isFloat(weights)) return { unit: "TOP/s int8", of: (found) => found.int8_dot_op_s };
+  if (weights !== "bf16") return { unit: "TFLOP/s f32", of: (found) => found.f32_flop_s };
+  return {
+    unit: "TFLOP/s for bf16",
+    of: (found) => Math.max(found.bf16_dot_op_s, found.f32_flop_s),
+  };
 }
 
 /** The middle value. */

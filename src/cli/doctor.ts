@@ -8,6 +8,7 @@ import { abi_hash } from "../native/bindings.gen.ts";
 import { Device } from "../device.ts";
 import { loadNative } from "../native/ffi.ts";
 import { environment, findLibrary } from "../native/library.ts";
+import type { Info } from "../native/native.ts";
 import { sentence, SilentFailure } from "./errors.ts";
 import { addRuntime } from "./options.ts";
 import { default_model, root } from "./place.ts";
@@ -32,10 +33,22 @@ function runtime(): Diagnosis["runtime"] {
 }
 
 /** Why the CPU device runs at its level. */
-export function whyLevel(level: string, best: string, features: string[], forced?: string): string {
+export function whyLevel(
+  level: string,
+  { cpu_level: best, features, bf16_gain }: Pick<Info, "cpu_level" | "features" | "bf16_gain">,
+  forced?: string,
+): string {
   if (forced) return `BAMBA_CPU=${forced} asks for it; the best here would be ${best}`;
+  const avx512 = "this CPU has AVX-512 (F, BW, CD, DQ, VL)";
+  const timed = `its vdpbf16ps was timed at ${bf16_gain.toFixed(2)} x the f32 multiply-adds`;
   const missing = ["avx2", "fma", "f16c"].filter((one) => !features.includes(one));
-  if (level === "v4") return "the best of all: this CPU has AVX-512 (F, BW, CD, DQ, VL)";
+  if (level === "v4_bf16") return `the best of all: ${avx512}, VNNI and BF16, and ${timed}`;
+  if (level === "v4_vnni") {
+    return features.includes("avx512bf16")
+      ? `the best here: ${avx512} and VNNI; it has BF16 too, but ${timed}`
+      : `the best here: ${avx512} and VNNI, but not BF16`;
+  }
+  if (level === "v4") return `the best here: ${avx512}, but not VNNI`;
   if (level === "v3") return "the best here: this CPU has AVX2, FMA and F16C, but not AVX-512";
   if (process.arch !== "x64") return `the one level for ${process.arch}`;
   return `the best here: this CPU lacks ${missing.join(", ")}`;
@@ -104,10 +117,9 @@ export async function diagnose(): Promise<Diagnosis> {
     const machine = (await loadNative()).info();
     using device = await Device.open("cpu");
     const { cpu_level: level } = device.info();
-    const { cpu_level: best, features } = machine;
-    const why = whyLevel(level, best, features, environment("BAMBA_CPU"));
+    const why = whyLevel(level, machine, environment("BAMBA_CPU"));
     result.library.optimized = !machine.optimize_debug;
-    result.cpu = { name: machine.cpu_name, level, why, features };
+    result.cpu = { name: machine.cpu_name, level, why, features: machine.features };
     result.cores = {
       physical: machine.physical_cores,
       logical: machine.logical_cores,

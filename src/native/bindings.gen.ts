@@ -1,7 +1,7 @@
 // Printed by `zig build bindings` from zig/command.zig; do not edit.
 
 /** Hash of all declarations of zig/command.zig, compared with the library's at load. */
-export const abi_hash = 2775906182;
+export const abi_hash = 3678373444;
 
 export const revision = 1;
 export const max_operands = 12;
@@ -196,6 +196,8 @@ export const CpuLevel = {
   portable: 1,
   v3: 2,
   v4: 3,
+  v4_vnni: 4,
+  v4_bf16: 5,
 } as const;
 
 export const DeviceOptions = {
@@ -230,7 +232,7 @@ export const Info = {
     n_jobs: { offset: 72, type: "u32" },
     n_files: { offset: 76, type: "u32" },
     cuda_status: { offset: 80, type: "i32" },
-    reserved: { offset: 84, type: "u32" },
+    bf16_gain: { offset: 84, type: "u32" },
     cpu_name: { offset: 88, type: "u8", length: 64 },
     op_ns: { offset: 152, type: "u64", length: 64 },
   },

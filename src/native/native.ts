@@ -45,6 +45,8 @@ export interface Info {
   n_files: number;
   /** 0 usable, -9 built without CUDA, -101 no driver, -103 no GPU. */
   cuda_status: number;
+  /** Rate of the CPU's bf16 multiply-adds against its f32 ones; 0 where it has none. */
+  bf16_gain: number;
   /** Seconds that runs on the CPU have spent in each operation since the library was loaded. */
   op_s: Record<string, number>;
 }
@@ -98,6 +100,7 @@ export class Native {
       n_jobs: raw.n_jobs,
       n_files: raw.n_files,
       cuda_status: raw.cuda_status,
+      bf16_gain: raw.bf16_gain / 1000,
       op_s: Object.fromEntries(
         Object.entries(Op).map(([name, op]) => [name, raw.op_ns[op] / 1e9]),
       ),

@@ -4,6 +4,8 @@ import { join } from "node:path";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { assert, assertAlmostEquals, assertEquals, assertStringIncludes } from "@std/assert";
+import { whyLevel } from "../../src/cli/doctor.ts";
+import type { CpuLevelName } from "../../src/native/native.ts";
 import { cli, root } from "./support.ts";
 
 interface Case {
@@ -132,6 +134,23 @@ describe("doctor", () => {
   it("says when a level is forced", async () => {
     const { stdout } = await cli(["doctor"], { env: { BAMBA_CPU: "portable" } });
     assertStringIncludes(stdout, "level portable: BAMBA_CPU=portable asks for it");
+  });
+
+  it("says why a level is the best", () => {
+    const machine = (best: CpuLevelName, bf16_gain: number, ...more: string[]) => ({
+      cpu_level: best,
+      features: ["avx2", "fma", "f16c", "avx512", ...more],
+      bf16_gain,
+    });
+    const both = ["avx512vnni", "avx512bf16"];
+    const cases = [
+      [machine("v4", 0), "v4", "but not VNNI"],
+      [machine("v4_vnni", 0, "avx512vnni"), "v4_vnni", "but not BF16"],
+      [machine("v4_vnni", 0.49, ...both), "v4_vnni", "has BF16 too, but its vdpbf16ps was timed"],
+      [machine("v4_vnni", 0.49, ...both), "v4_vnni", "at 0.49 x the f32 multiply-adds"],
+      [machine("v4_bf16", 1.99, ...both), "v4_bf16", "the best of all: this CPU has AVX-512"],
+    ] as const;
+    for (const [found, level, text] of cases) assertStringIncludes(whyLevel(level, found), text);
   });
 
   it("tells what is wrong with a library instead of stopping", async () => {

@@ -28,10 +28,16 @@ describe("Device", () => {
   });
 
   it("uses every level the machine has", async () => {
-    const levels = ["portable", "v3", "v4"] as const;
-    const { cpu_level } = (await loadNative()).info();
+    const levels = ["portable", "v3", "v4", "v4_vnni", "v4_bf16"] as const;
+    const { cpu_level, features, bf16_gain } = (await loadNative()).info();
+    const has = (...names: string[]) => names.every((name) => features.includes(name));
+    // A level that is slower than the one below it still runs when it is asked for.
+    const slow = cpu_level === "v4_vnni" && has("avx512bf16");
+    const best = levels.findIndex((level) => level === cpu_level) + (slow ? 1 : 0);
+    assert(slow ? bf16_gain < 1.3 : cpu_level !== "v4_bf16" || bf16_gain >= 1.3);
+    assertEquals(bf16_gain > 0, has("avx512", "avx512vnni", "avx512bf16"));
     for (const [i, level] of levels.entries()) {
-      if (i <= levels.findIndex((l) => l === cpu_level)) {
+      if (i <= best) {
         using device = await Device.open("cpu", { threads: 1, level });
         assertEquals(device.info().cpu_level, level);
       } else {

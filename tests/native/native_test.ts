@@ -21,7 +21,8 @@ describe("Native", () => {
     const info = native.info();
     assert(info.physical_cores >= 1 && info.logical_cores >= info.physical_cores);
     assert(info.total_memory > 2 ** 28 && info.available_memory <= info.total_memory);
-    assert(["portable", "v3", "v4"].includes(info.cpu_level), info.cpu_level);
+    const levels = ["portable", "v3", "v4", "v4_vnni", "v4_bf16"];
+    assert(levels.includes(info.cpu_level), info.cpu_level);
     assert(info.cpu_name.length > 0);
     assertEquals(info.features.includes("avx2") || info.cpu_level === "portable", true);
   });

@@ -24,6 +24,7 @@ extern fn @"llvm.x86.avx2.pmadd.ub.sw"(@Vector(32, u8), @Vector(32, i8)) @Vector
 extern fn @"llvm.x86.avx2.psign.b"(@Vector(32, i8), @Vector(32, i8)) @Vector(32, i8);
 extern fn @"llvm.x86.avx512.pmaddw.d.512"(@Vector(32, i16), @Vector(32, i16)) @Vector(16, i32);
 extern fn @"llvm.x86.avx512.pmaddubs.w.512"(@Vector(64, u8), @Vector(64, i8)) @Vector(32, i16);
+extern fn @"llvm.x86.avx512.vpdpbusd.512"(I, I, I) I;
 
 fn every(comptime n: usize, comptime first: i32) [n]i32 {
     var at: [n]i32 = undefined;
@@ -56,6 +57,23 @@ pub inline fn addPairs8(a: Bytes, b: Signed) Shorts {
     const high = @as(Shorts, @shuffle(u8, a, undefined, odd)) *%
         @as(Shorts, @shuffle(i8, b, undefined, odd));
     return low +% high;
+}
+
+/// sum + the four products of unsigned and signed bytes of each lane, exact (it wraps).
+pub inline fn addFours(sum: I, a: Bytes, b: Signed) I {
+    if (simd.has_vnni)
+        return @"llvm.x86.avx512.vpdpbusd.512"(sum, @bitCast(a), @bitCast(b));
+    var all = sum;
+    inline for (0..4) |i| {
+        const at = comptime every4(i);
+        all +%= @as(I, @shuffle(u8, a, undefined, at)) *% @as(I, @shuffle(i8, b, undefined, at));
+    }
+    return all;
+}
+fn every4(comptime first: i32) [L]i32 {
+    var at: [L]i32 = undefined;
+    for (&at, 0..) |*lane, i| lane.* = @as(i32, @intCast(4 * i)) + first;
+    return at;
 }
 
 /// The sign of each byte of `by` on x: x, 0 or -x; where `by` is 0, x and 0 are both allowed.
@@ -194,6 +212,26 @@ test "sums of pairs are exact at their limits and elsewhere" {
         for (signs, a, b) |got, by, x| {
             if (by == 0) continue;
             try testing.expectEqual(if (by == 128) -x else x, got);
+        }
+    }
+}
+
+test "sums of four are exact" {
+    var seed = std.Random.DefaultPrng.init(8);
+    const random = seed.random();
+    for (0..200) |round| {
+        var a: [4 * L]u8 = undefined;
+        var b: [4 * L]i8 = undefined;
+        random.bytes(&a);
+        random.bytes(std.mem.asBytes(&b));
+        if (round == 0) a = @splat(255);
+        if (round == 0) b = @splat(-128);
+        const before: [L]i32 = @splat(@as(i32, @intCast(round)) - 100);
+        const after: [L]i32 = addFours(before, a, b);
+        for (before, after, 0..) |x, got, i| {
+            var want = x;
+            for (4 * i..4 * i + 4) |j| want += @as(i32, a[j]) * b[j];
+            try testing.expectEqual(want, got);
         }
     }
 }

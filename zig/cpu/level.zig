@@ -18,6 +18,8 @@ pub const Level = extern struct {
     convert: *const fn ([*]u8, DType, [*]const u8, DType, usize, f32) callconv(.c) void,
     panel_bytes: *const fn (DType, u32, u32) callconv(.c) usize,
     measure: *const fn (*measure.Shared, u32) callconv(.c) void,
+    /// How many times as fast as f32 multiply-adds those of bf16 are; null where there are none.
+    bf16_gain: ?*const fn () callconv(.c) f64,
 };
 
 pub const Pack = extern struct {

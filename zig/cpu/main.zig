@@ -54,6 +54,7 @@ const level: Level = .{
     .convert = convert,
     .panel_bytes = panelBytes,
     .measure = measure.run,
+    .bf16_gain = if (simd.has_avx512bf16) measure.bf16Gain else null,
 };
 
 fn pack(p: *const Pack, begin: u32, end: u32) callconv(.c) void {
@@ -82,6 +83,7 @@ comptime {
 test {
     _ = families;
     std.testing.refAllDecls(convert_file);
+    _ = @import("bf16.zig");
     _ = @import("block.zig");
     _ = @import("block_panel.zig");
     _ = @import("int8.zig");

@@ -1,11 +1,12 @@
 //! What this machine can do at best, as the denominator of every share that a benchmark reports:
 //! bytes read a second from memory far larger than any cache, and multiply-adds a second in
-//! registers, of f32 and of small integers (pairs of i16 into i32: what exact products of int8
-//! amount to where there is no instruction for four of them). All threads run a round together; a
-//! disturbed round (the thread was off its core) does not count while an undisturbed one is to be
-//! had.
+//! registers: of f32, of pairs of bf16 where the level has them, and of small integers (vpdpbusd,
+//! or pairs of i16 into i32, which is what exact products of int8 amount to where there is no
+//! instruction for four of them). All threads run a round together; a disturbed round (the thread
+//! was off its core) does not count while an undisturbed one is to be had.
 
 const std = @import("std");
+const bf16 = @import("bf16.zig");
 const int8 = @import("int8.zig");
 const simd = @import("simd.zig");
 const F = simd.F;
@@ -36,6 +37,8 @@ pub const Shared = extern struct {
     /// Result: bytes a second and multiply-adds a second (two for each), of all threads.
     read_rate: f64,
     fma_rate: f64,
+    /// 0 where the level has none
+    bf16_rate: f64,
     int8_rate: f64,
     /// The middle of the reading rounds: what memory gives for longer than a moment.
     read_median: f64,
@@ -52,7 +55,10 @@ const Slot = extern struct {
 pub fn run(shared: *Shared, thread: u32) callconv(.c) void {
     phase(shared, thread, read_rounds, readPart, .wall, &shared.read_rate, &shared.read_median);
     phase(shared, thread, fma_rounds, fmaPart, .cpu, &shared.fma_rate, null);
-    phase(shared, thread, fma_rounds, int8Part, .cpu, &shared.int8_rate, null);
+    if (simd.has_avx512bf16)
+        phase(shared, thread, fma_rounds, bf16Part, .cpu, &shared.bf16_rate, null);
+    const bytes = if (simd.has_vnni) foursPart else pairsPart;
+    phase(shared, thread, fma_rounds, bytes, .cpu, &shared.int8_rate, null);
 }
 
 const Part = fn (shared: *const Shared, thread: u32, round: u32, slot: *Slot) f64;
@@ -155,47 +161,98 @@ fn readPart(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
     return @floatFromInt(stream * streams);
 }
 
-/// Some milliseconds of multiply-adds on as many independent sums as hide their latency.
-fn fmaPart(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
-    _ = round;
-    const chains = if (simd.has_avx512) 24 else 12;
-    const times = 1_000_000;
-    // Values that the compiler cannot know, different in each chain, so that it must do them all.
-    const x = simd.splat(1 / @as(f32, @floatFromInt(s.n_threads + thread + 1)));
-    var sums: [chains]F = undefined;
-    inline for (0..chains) |i| sums[i] = x * simd.splat(@floatFromInt(i + 1));
-    for (0..times) |_| {
-        inline for (0..chains) |i| sums[i] = simd.mulAdd(sums[i], x, x);
-    }
-    var all = simd.zero;
-    inline for (0..chains) |i| all += sums[i];
-    slot.sink = simd.sum(all);
-    return 2.0 * times * chains * L;
-}
+/// Independent sums that hide the latency of a multiply-add.
+const chains = if (simd.has_avx512) 24 else 12;
+/// Some milliseconds.
+const times = 1_000_000;
 
-/// Some milliseconds of multiply-adds of pairs: one operand in a register, the others in L1, as in
-/// the register tiles.
-fn int8Part(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
-    _ = round;
-    const chains = if (simd.has_avx512) 24 else 12;
-    const times = 1_000_000;
-    var x: [chains + 1]int8.Shorts = undefined;
-    inline for (&x, 0..) |*v, i| v.* = @splat(@intCast(thread + i));
-    x[chains] = @splat(@intCast(s.n_threads));
-    var sums: [chains]simd.I = @splat(@splat(0));
-    for (0..times) |_| {
+/// Sums of `step(sum, x, w)`, x and w from L1 as in the register tiles.
+inline fn chain(
+    comptime V: type,
+    comptime X: type,
+    comptime step: fn (V, X, X) callconv(.@"inline") V,
+    n: usize,
+    x: *[chains + 1]X,
+) V {
+    var sums: [chains]V = @splat(@splat(0));
+    for (0..n) |_| {
         // The compiler must not know that nothing changes.
         asm volatile (""
             :
-            : [x] "r" (&x),
+            : [x] "r" (x),
             : .{ .memory = true });
         const w = x[chains];
-        inline for (0..chains) |i| sums[i] +%= int8.addPairs16(w, x[i]);
+        inline for (0..chains) |i| sums[i] = step(sums[i], x[i], w);
     }
-    var all: simd.I = @splat(0);
-    inline for (0..chains) |i| all +%= sums[i];
+    var all: V = sums[0];
+    inline for (1..chains) |i| all = if (V == F) all + sums[i] else all +% sums[i];
+    return all;
+}
+
+inline fn mulAdd(sum: F, x: F, w: F) F {
+    return simd.mulAdd(x, w, sum);
+}
+inline fn addPairs(sum: simd.I, x: int8.Shorts, w: int8.Shorts) simd.I {
+    return sum +% int8.addPairs16(x, w);
+}
+inline fn addFours(sum: simd.I, x: U, w: U) simd.I {
+    return int8.addFours(sum, @bitCast(x), @bitCast(w));
+}
+/// Pairs of bf16 near one, of any sign.
+fn pairsOf(thread: u32) [chains + 1]U {
+    var x: [chains + 1]U = undefined;
+    for (&x, 0..) |*v, i| v.* = @splat(0x3f80bf80 +% @as(u32, @intCast(i + thread)) * 0x10001);
+    return x;
+}
+
+fn fmaPart(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
+    _ = round;
+    var x: [chains + 1]F = undefined;
+    for (&x, 0..) |*v, i| v.* = @splat(1 / @as(f32, @floatFromInt(s.n_threads + thread + i)));
+    slot.sink = simd.sum(chain(F, F, mulAdd, times, &x));
+    return 2.0 * times * chains * L;
+}
+
+fn bf16Part(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
+    _ = .{ s, round };
+    var x = pairsOf(thread);
+    slot.sink = simd.sum(chain(F, U, bf16.dot, times, &x));
+    return 2.0 * times * chains * 2 * L;
+}
+
+fn pairsPart(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
+    var x: [chains + 1]int8.Shorts = undefined;
+    for (&x, 0..) |*v, i| v.* = @splat(@intCast(thread + i));
+    x[chains] = @splat(@intCast(s.n_threads + round));
+    const all = chain(simd.I, int8.Shorts, addPairs, times, &x);
     slot.sink = @floatFromInt(@reduce(.Xor, all));
     return 2.0 * times * chains * 2 * L;
+}
+
+fn foursPart(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
+    _ = .{ s, round };
+    var x = pairsOf(thread);
+    slot.sink = @floatFromInt(@reduce(.Xor, chain(simd.I, U, addFours, times, &x)));
+    return 2.0 * times * chains * 4 * L;
+}
+
+/// How many times as fast as those of f32 the multiply-adds of bf16 are: both in turns, the best of
+/// short rounds of each, some milliseconds together.
+pub fn bf16Gain() callconv(.c) f64 {
+    const short = 4000;
+    var x: [chains + 1]F = @splat(simd.splat(1));
+    var y = pairsOf(0);
+    var seconds: [2]f64 = @splat(1);
+    for (0..32) |_| {
+        const start = now(.MONOTONIC);
+        std.mem.doNotOptimizeAway(chain(F, F, mulAdd, short, &x));
+        const middle = now(.MONOTONIC);
+        std.mem.doNotOptimizeAway(chain(F, U, bf16.dot, short, &y));
+        seconds[0] = @min(seconds[0], middle - start);
+        seconds[1] = @min(seconds[1], now(.MONOTONIC) - middle);
+    }
+    // An instruction of bf16 does twice as many.
+    return 2 * seconds[0] / seconds[1];
 }
 
 // ---- tests ---------------------------------------------------------------------------------
@@ -218,6 +275,8 @@ test "two threads measure plausible rates together" {
     other.join();
     try std.testing.expect(shared.read_rate > 1e8 and shared.read_rate < 1e13);
     try std.testing.expect(shared.fma_rate > 1e8 and shared.fma_rate < 1e13);
+    const bf16_least: f64 = if (simd.has_avx512bf16) 1e8 else 0;
+    try std.testing.expect(shared.bf16_rate >= bf16_least and shared.bf16_rate < 1e13);
     try std.testing.expect(shared.int8_rate > 1e8 and shared.int8_rate < 1e14);
     try std.testing.expect(shared.read_median > 0 and shared.read_median <= shared.read_rate * 1.5);
 }

@@ -139,9 +139,9 @@ export class Device {
     return new Device(native, shared, kind, ordinal);
   }
 
-  /** The library's number of this device. @throws {Error} after dispose() */
+  /** The library's number of this device. @throws {TypeError} after dispose() */
   get handle(): number {
-    if (this.is_disposed) throw new Error("Cannot use a Device after it was disposed");
+    if (this.is_disposed) throw new TypeError("Cannot use a Device after it was disposed");
     return this.shared.handle;
   }
 
@@ -225,7 +225,7 @@ export class Buffer {
 
   /** The library's number of this buffer. @throws {Error} after dispose() */
   get handle(): number {
-    if (this.live_handle === 0) throw new Error("Cannot use a Buffer after it was disposed");
+    if (this.live_handle === 0) throw new TypeError("Cannot use a Buffer after it was disposed");
     return this.live_handle;
   }
 

@@ -228,6 +228,11 @@ fn advance(
         const ended = step.sampling.?[s].finished != 0;
         if (ended) sampled.* = step.pad_id;
         const id = sampled.*;
+        if (id == -1) return f.set( // as `sample` says it
+            .range,
+            "Expected a score to choose by but found only NaN or -inf in sequence {d}",
+            .{s},
+        );
         // A head may have more rows than the vocabulary has ids.
         if (id < 0 or id >= plan.vocab_size) return f.set(
             .range,

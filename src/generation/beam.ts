@@ -1,7 +1,11 @@
-/** Beam search with HF's scoring: running beams beside the best finished ones. */
+/**
+ * Beam search with HF's scoring: running beams beside the best finished ones. With `do_sample`
+ * continuations are drawn by their scores instead of taken from the best.
+ */
 
-import type { GenerationFields } from "./config.ts";
 import { applyProcessors, type Recorded } from "./decode.ts";
+import type { ResolvedOptions } from "./options.ts";
+import { gumbelNoise, type Noise } from "./random.ts";
 import type { Scores, Session } from "./session.ts";
 import { stoppingCriteria } from "./stopping.ts";
 import type { TailOp } from "../modeling/plans.ts";
@@ -55,9 +59,10 @@ export async function beamSearch(
     const scores = await beamScores(session, logits);
     if (options.output_scores) recorded.scores.push(scores);
     const last = step === max_new_tokens - 1;
-    const blocked = searches.map((search, p) =>
-      search.advance(scores.slice(p * num_beams, (p + 1) * num_beams), stops, last)
-    );
+    const blocked = searches.map((search, p) => {
+      const noise = options.do_sample ? gumbelNoise([...options.seed_words, step, p]) : undefined;
+      return search.advance(scores.slice(p * num_beams, (p + 1) * num_beams), stops, last, noise);
+    });
     const going = searches.some((search) => search.improvable) && !blocked.every(Boolean) &&
       !(options.early_stopping === true && searches.every((search) => search.full));
     if (!going) break;
@@ -83,8 +88,19 @@ async function beamScores(session: Session, logits: Scores): Promise<Scores> {
     scores = applyProcessors(options, session.rows.map((row) => row.ids), scores);
     tail = [];
   }
-  if (session.warps) tail.push("logits_warp");
-  return tail.length > 0 ? (await session.transform(scores, tail, signal)).scores : scores;
+  if (tail.length > 0) scores = (await session.transform(scores, tail, signal)).scores;
+  return session.warps ? await warp(session, scores) : scores;
+}
+
+/** Sampling's rules, which leave every beam `min_tokens_to_keep` ids. */
+async function warp(session: Session, scores: Scores): Promise<Scores> {
+  const { min_tokens_to_keep, inputs: { signal } } = session.options;
+  const warped = (await session.transform(scores, ["logits_warp"], signal)).scores;
+  const lacks = (row: Float32Array) => row.filter((x) => x > -Infinity).length < min_tokens_to_keep;
+  if (!warped.some(lacks)) return warped;
+  const least = { top_k: min_tokens_to_keep, top_p: 1, min_p: 0, typical_p: 1 };
+  const best = (await session.transform(scores, ["logits_warp"], signal, least)).scores;
+  return warped.map((row, r) => lacks(row) ? best[r] : row);
 }
 
 /** The state of one prompt's search. */
@@ -96,7 +112,7 @@ class BeamSearch {
   readonly #prompt: number;
 
   constructor(
-    readonly options: GenerationFields & { readonly eos_ids: readonly number[] },
+    readonly options: ResolvedOptions,
     ids: readonly number[],
     readonly first_row: number,
     readonly max_new_tokens: number,
@@ -121,16 +137,18 @@ class BeamSearch {
   /**
    * Takes one step's scores of the running beams.
    *
+   * @param noise draws continuations; without it the best are taken
    * @returns whether every candidate ended, so that nothing is left to continue
    */
   advance(
     scores: Scores,
-    stops: ((input_ids: number[][]) => boolean | boolean[]) | undefined,
+    stops: ((input_ids: number[][]) => boolean[]) | undefined,
     last: boolean,
+    noise?: Noise,
   ): boolean {
     const { num_beams, eos_ids, length_penalty, early_stopping } = this.options;
     const wanted = Math.max(2, 1 + eos_ids.length) * num_beams;
-    const candidates = topContinuations(scores, this.running, wanted).map((c): Beam => {
+    const candidates = topContinuations(scores, this.running, wanted, noise).map((c): Beam => {
       const from = this.running[c.beam];
       return {
         ids: [...from.ids, c.id],
@@ -140,7 +158,7 @@ class BeamSearch {
       };
     });
     if (stops) {
-      const ended = stops(candidates.map((c) => c.ids)) as boolean[];
+      const ended = stops(candidates.map((c) => c.ids));
       for (const [i, c] of candidates.entries()) {
         candidates[i] = { ...c, finished: c.finished || ended[i] };
       }
@@ -189,23 +207,30 @@ interface Continuation {
   readonly beam: number;
   readonly id: number;
   readonly score: number;
+  /** What decides between continuations: the score, with the noise of a draw. */
+  readonly rank: number;
 }
 
-/** The `count` best (beam, id) pairs by running score plus the id's score, best first. */
+/**
+ * The `count` best (beam, id) pairs by running score plus the id's score, best first; with `noise`
+ * as many draws without replacement from softmax of these sums.
+ */
 function topContinuations(
   scores: Scores,
   running: readonly Beam[],
   count: number,
+  noise?: Noise,
 ): Continuation[] {
   const top: Continuation[] = [];
   for (const [beam, row] of scores.entries()) {
     const base = running[beam].score;
     for (let id = 0; id < row.length; id++) {
       const score = f32(row[id] + base);
-      if (top.length === count && !(score > top[count - 1].score)) continue;
+      const rank = noise && score > -Infinity ? score + noise() : score;
+      if (top.length === count && !(rank > top[count - 1].rank)) continue;
       let at = top.length;
-      while (at > 0 && score > top[at - 1].score) at--;
-      top.splice(at, 0, { beam, id, score });
+      while (at > 0 && rank > top[at - 1].rank) at--;
+      top.splice(at, 0, { beam, id, score, rank });
       if (top.length > count) top.pop();
     }
   }

@@ -3,12 +3,15 @@
 import { existsSync, readFileSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { checkOptions } from "../modeling/options.ts";
+import { checkFlags, checkOptions } from "../modeling/options.ts";
 import type { ModelConfig } from "../modeling/pretrained.ts";
 
 /** The fields that steer generation. */
 export interface GenerationFields {
-  /** Tokens in a whole row, prompt included; `max_new_tokens` goes before it. */
+  /**
+   * Tokens in a whole row, prompt included; `max_new_tokens` goes before it. Where neither is given,
+   * 20 new tokens, as in HF.
+   */
   max_length: number;
   max_new_tokens: number | null;
   min_length: number;
@@ -135,7 +138,10 @@ export class GenerationConfig {
     return { ...this.others, ...this.fields };
   }
 
-  /** These fields with `changes` on top and HF's defaults below. */
+  /**
+   * These fields with `changes` on top and HF's defaults below. A default `max_length` counts new
+   * tokens.
+   */
   resolve(changes: Partial<GenerationFields>): GenerationFields {
     checkGeneration(changes);
     const given = Object.fromEntries(Object.entries(changes).filter(([, v]) => v !== undefined));
@@ -145,6 +151,10 @@ export class GenerationConfig {
     }
     if (given.min_length !== undefined && given.min_new_tokens === undefined) {
       merged.min_new_tokens = null;
+    }
+    const { max_length } = { ...this.fields, ...given };
+    if (max_length === undefined || max_length === null) {
+      merged.max_new_tokens ??= generation_defaults.max_length;
     }
     return merged;
   }
@@ -195,12 +205,7 @@ export function checkGeneration(fields: Partial<GenerationFields>): void {
       throw new RangeError(`Expected ${name} to be ${check[1]} but found ${JSON.stringify(value)}`);
     }
   }
-  for (const name of flags) {
-    const value = fields[name];
-    if (value !== undefined && typeof value !== "boolean") {
-      throw new TypeError(`Expected ${name} to be true or false but found ${value}`);
-    }
-  }
+  checkFlags(fields, flags);
   const { early_stopping, bad_words_ids, eos_token_id } = fields;
   if (early_stopping !== undefined && ![true, false, "never"].includes(early_stopping)) {
     throw new RangeError(

@@ -46,7 +46,7 @@ export async function* decodeSteps(
     yield append(session, ids ?? await choose(session, scores, run.recorded));
     ids = undefined;
     left--;
-    if (stops) endRows(session, stops(session.rows.map((row) => row.ids)) as boolean[]);
+    if (stops) endRows(session, stops(session.rows.map((row) => row.ids)));
     if (left === 0 || session.rows.every((row) => row.finished)) return;
     if (!by_step) break;
     signal?.throwIfAborted();

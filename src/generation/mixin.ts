@@ -114,8 +114,8 @@ export abstract class GenerationMixin extends PreTrainedModel {
 
   async #start(where: string, inputs: GenerateInputs): Promise<Started> {
     const runtime = this.runtime;
-    inputs.signal?.throwIfAborted();
     const options = resolveOptions(where, inputs, this.generation_config);
+    inputs.signal?.throwIfAborted();
     const prompt = await readPrompt(options, this.config.vocab_size);
     const copies = options.num_beams > 1 ? options.num_beams : options.num_return_sequences;
     const expand = <T>(list: readonly T[]) =>

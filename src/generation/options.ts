@@ -1,7 +1,7 @@
 /** What `generate` accepts, and what it makes of it. */
 
-import type { HybridMambaAttentionDynamicCache } from "../modeling/cache.ts";
-import type { MatrixInput } from "../modeling/inputs.ts";
+import { HybridMambaAttentionDynamicCache } from "../modeling/cache.ts";
+import { describe, type MatrixInput } from "../modeling/inputs.ts";
 import { checkOptions } from "../modeling/options.ts";
 import { generation_names, GenerationConfig, type GenerationFields } from "./config.ts";
 
@@ -76,6 +76,11 @@ export interface ResolvedOptions extends GenerationFields {
   readonly pad_id: number;
   readonly processors: readonly LogitsProcessor[];
   readonly criteria: readonly StoppingCriterion[];
+  /**
+   * Ids that sampling leaves in each row: a beam needs one to go on with beside each eos id, as in
+   * HF's `min_tokens_to_keep`.
+   */
+  readonly min_tokens_to_keep: number;
   readonly stops: readonly string[];
   readonly seed_words: readonly [low: number, high: number];
   readonly inputs: GenerateInputs;
@@ -112,23 +117,16 @@ export function resolveOptions(
   if (stops.length > 0 && !inputs.tokenizer) {
     throw new TypeError("Expected a tokenizer with stop_strings: pass { tokenizer } to generate");
   }
-  if (fields.num_beams > 1 && inputs.streamer) {
+  checkObjects(inputs);
+  const { num_beams, num_return_sequences, do_sample } = fields;
+  if (num_beams > 1 && inputs.streamer) {
     throw new TypeError("Expected no streamer with num_beams above 1: beams change their past");
   }
-  if (fields.num_return_sequences > 1 && !fields.do_sample) {
-    if (fields.num_return_sequences > fields.num_beams) {
-      throw new RangeError(
-        `Expected num_return_sequences of at most num_beams (${fields.num_beams}) without ` +
-          `do_sample but found ${fields.num_return_sequences}`,
-      );
-    }
-  }
-  const processors = list(inputs.logits_processor);
-  const criteria = list(inputs.stopping_criteria);
-  for (const [name, functions] of Object.entries({ processors, criteria })) {
-    if (functions.some((f) => typeof f !== "function")) {
-      throw new TypeError(`Expected ${name} to be functions`);
-    }
+  if (num_return_sequences > num_beams && (num_beams > 1 || !do_sample)) {
+    throw new RangeError(
+      `Expected num_return_sequences of at most num_beams (${num_beams}) in a search but found ` +
+        `${num_return_sequences}`,
+    );
   }
   return {
     ...fields,
@@ -136,12 +134,33 @@ export function resolveOptions(
       fields.bad_words_ids?.filter((word) => word.length > 1 || !eos_ids.includes(word[0])) ?? null,
     eos_ids,
     pad_id: fields.pad_token_id ?? eos_ids[0] ?? 0,
-    processors,
-    criteria,
+    processors: list(inputs.logits_processor),
+    criteria: list(inputs.stopping_criteria),
+    min_tokens_to_keep: num_beams > 1 ? Math.max(2, 1 + eos_ids.length) : 1,
     stops,
     seed_words: seedWords(inputs.seed),
     inputs,
   };
+}
+
+/** @throws {TypeError} naming the first option that has not the functions it is called by */
+function checkObjects(inputs: GenerateInputs): void {
+  const functions = ["logits_processor", "stopping_criteria"] as const;
+  for (const name of functions) {
+    const odd = list<unknown>(inputs[name]).find((f) => typeof f !== "function");
+    if (odd === undefined) continue;
+    throw new TypeError(`Expected ${name} to be a function or a list but found ${describe(odd)}`);
+  }
+  const methods = { streamer: ["put", "end"], tokenizer: ["decode"] } as const;
+  for (const [name, wanted] of Object.entries(methods)) {
+    const value = inputs[name as keyof typeof methods] as Record<string, unknown> | undefined;
+    if (value === undefined || wanted.every((method) => typeof value?.[method] === "function")) {
+      continue;
+    }
+    throw new TypeError(`Expected ${name} to have ${wanted.join("() and ")}()`);
+  }
+  const { past_key_values } = inputs;
+  if (past_key_values !== undefined) HybridMambaAttentionDynamicCache.check(past_key_values);
 }
 
 function seedWords(seed: number | bigint | undefined): [number, number] {
@@ -149,8 +168,10 @@ function seedWords(seed: number | bigint | undefined): [number, number] {
     const random = crypto.getRandomValues(new Uint32Array(2));
     return [random[0], random[1]];
   }
-  if (typeof seed === "number" && (!Number.isSafeInteger(seed) || seed < 0)) {
-    throw new RangeError(`Expected seed to be a whole number of 0 or more but found ${seed}`);
+  if (typeof seed !== "bigint" && (!Number.isSafeInteger(seed) || seed < 0)) {
+    throw new RangeError(
+      `Expected seed to be a whole number of 0 or more but found ${describe(seed)}`,
+    );
   }
   const bits = BigInt.asUintN(64, BigInt(seed));
   return [Number(bits & 0xffffffffn), Number(bits >> 32n)];

@@ -1,6 +1,6 @@
 /** Prompts of a generation: each row's real ids, whatever the padding. */
 
-import { checkIds } from "../modeling/call.ts";
+import { checkIds } from "../modeling/call_arguments.ts";
 import { readBatch } from "../modeling/batch.ts";
 import { type Matrix, readIntegers } from "../modeling/inputs.ts";
 import type { ResolvedOptions } from "./options.ts";

@@ -168,11 +168,16 @@ export class Session {
     return [...tail, "sample"];
   }
 
-  /** Applies `tail` to scores; with "sample" in it, also chooses each row's next id. */
+  /**
+   * Applies `tail` to scores; with "sample" in it, also chooses each row's next id.
+   *
+   * @param changes of the options' rules, for this time
+   */
   async transform(
     scores: Scores,
     tail: readonly TailOp[],
     signal?: AbortSignal,
+    changes: Partial<SamplingFields> = {},
   ): Promise<{ scores: Scores; ids: number[] }> {
     const { runtime, cache } = this;
     const keep: Kept[] = ["scores"];
@@ -181,7 +186,7 @@ export class Session {
     const run = startRun(runtime, {
       plan,
       cache,
-      sequences: this.#sequences(tail.includes("logits_process")),
+      sequences: this.#sequences(tail.includes("logits_process"), changes),
       sample,
       ...this.#rules(),
       fill: (shared) => {
@@ -241,14 +246,14 @@ export class Session {
   }
 
   /** Every row with its last id. */
-  #sequences(history: boolean): RunSequence[] {
+  #sequences(history: boolean, changes: Partial<SamplingFields> = {}): RunSequence[] {
     return this.rows.map((row, r) => ({
       row: r,
       past: this.cache.lengths[r],
       ids: [row.ids[row.ids.length - 1]],
       positions: [this.cache.lengths[r]],
       logit_rows: [0],
-      sampling: this.#sampling(row, r),
+      sampling: { ...this.#sampling(row, r), ...changes },
       history: history ? row.ids : undefined,
     }));
   }
@@ -262,7 +267,7 @@ export class Session {
     const { options } = this;
     return {
       do_sample: Number(options.do_sample),
-      top_k: options.top_k,
+      top_k: options.top_k && Math.max(options.top_k, options.min_tokens_to_keep),
       temperature: options.temperature,
       top_p: options.top_p,
       min_p: options.min_p ?? 0,

@@ -1,5 +1,6 @@
 /** When a row has ended, besides at an eos id. */
 
+import { describe } from "../modeling/inputs.ts";
 import type { ResolvedOptions, StoppingCriterion, TextTokenizer } from "./options.ts";
 
 /**
@@ -32,21 +33,30 @@ function common(a: string, b: string): number {
   return n;
 }
 
+/** One criterion's answer for each of `rows` rows. @throws {TypeError} for any other answer */
+function answers(criterion: StoppingCriterion, input_ids: number[][], index: number): boolean[] {
+  const answer: unknown = criterion(input_ids);
+  const each = Array.isArray(answer) ? answer : input_ids.map(() => answer);
+  if (each.length !== input_ids.length || each.some((x) => typeof x !== "boolean")) {
+    throw new TypeError(
+      `Expected stopping_criteria ${index} to answer true or false, or ${input_ids.length} of them ` +
+        `for as many rows, but found ${describe(answer)}`,
+    );
+  }
+  return each;
+}
+
 /** All criteria of a generation's options, or undefined without any. */
-export function stoppingCriteria(options: ResolvedOptions): StoppingCriterion | undefined {
+export function stoppingCriteria(
+  options: ResolvedOptions,
+): ((input_ids: number[][]) => boolean[]) | undefined {
   const criteria = [...options.criteria];
   if (options.stops.length > 0) {
     criteria.push(stopStringCriterion(options.stops, options.inputs.tokenizer!));
   }
   if (criteria.length === 0) return undefined;
   return (input_ids) => {
-    const ended = input_ids.map(() => false);
-    for (const criterion of criteria) {
-      const answer = criterion(input_ids);
-      for (let r = 0; r < ended.length; r++) {
-        ended[r] ||= Array.isArray(answer) ? answer[r] === true : answer === true;
-      }
-    }
-    return ended;
+    const all = criteria.map((criterion, i) => answers(criterion, input_ids, i));
+    return input_ids.map((_, r) => all.some((ended) => ended[r]));
   };
 }

@@ -94,9 +94,12 @@ export class Tensor {
    * A tensor over numbers that are already in JavaScript.
    *
    * @param data as many numbers as `shape` multiplies to
-   * @throws {RangeError} when the counts differ
+   * @throws {RangeError} when the counts differ, or for a shape of other than whole numbers
    */
   static from(data: TensorData | ArrayLike<number>, shape: readonly number[]): Tensor {
+    if (shape.some((n) => !Number.isInteger(n) || n < 0)) {
+      throw new RangeError(`Expected a shape of whole numbers of 0 or more but found [${shape}]`);
+    }
     const array = data instanceof Float32Array || data instanceof Int32Array
       ? data
       : Float32Array.from(data);

@@ -1,6 +1,13 @@
 /** A call's tokens without padding: which sequences there are and where each token came from. */
 
-import { type Matrix, type MatrixInput, readIntegers, readList, readMatrix } from "./inputs.ts";
+import {
+  describe,
+  type Matrix,
+  type MatrixInput,
+  readIntegers,
+  readList,
+  readMatrix,
+} from "./inputs.ts";
 
 /** The arguments that say how tokens form sequences; HF's names. */
 export interface BatchArguments {
@@ -126,14 +133,6 @@ async function packedEdges(
     const name = `cu_seq_lens_${side}` as const;
     if (args[name] === undefined) continue;
     const sequences = fromCuSeqLens(name, await readList(name, args[name]), rows, columns);
-    const longest = Math.max(...sequences.map((s) => s.count));
-    const limit = args[`max_length_${side}`];
-    if (limit !== undefined && limit !== longest) {
-      throw new RangeError(
-        `Expected max_length_${side} to be the longest document of ${name}, ${longest}, ` +
-          `but found ${limit}`,
-      );
-    }
     found.push({ name, sequences });
   }
   if (position_ids && rows === 1) {
@@ -142,6 +141,7 @@ async function packedEdges(
       found.push({ name: "position_ids that restart at 0", sequences });
     }
   }
+  for (const side of ["q", "k"] as const) checkLongest(`max_length_${side}`, args, found);
   for (const other of found.slice(1)) {
     const first = found[0].sequences;
     const same = first.length === other.sequences.length &&
@@ -156,6 +156,25 @@ async function packedEdges(
     }
   }
   return found[0];
+}
+
+/** `max_length_q` and `max_length_k` say again what the edges say. */
+function checkLongest(
+  name: "max_length_q" | "max_length_k",
+  args: BatchArguments,
+  found: readonly Edges[],
+): void {
+  const given = args[name];
+  if (given === undefined) return;
+  const edges = found.find((edges) => edges.name.startsWith("cu_seq_lens"));
+  if (!edges) throw new RangeError(`Expected cu_seq_lens_q with ${name} but found none`);
+  const longest = Math.max(...edges.sequences.map((s) => s.count));
+  if (given !== longest) {
+    throw new RangeError(
+      `Expected ${name} to be the longest document of ${edges.name}, ${longest}, but found ` +
+        describe(given),
+    );
+  }
 }
 
 const lengths = (sequences: readonly Sequence[]) => sequences.map((s) => s.count);

@@ -6,6 +6,7 @@ import { page_tokens } from "../native/bindings.gen.ts";
 import { cacheBytes } from "./cache_dtypes.ts";
 import type { CacheLayout } from "./cache_layout.ts";
 import { type PageOfLayer, pageValues } from "./cache_view.ts";
+import { describe } from "./inputs.ts";
 import { PagePool } from "./page_pool.ts";
 import { widen } from "./rows.ts";
 
@@ -177,6 +178,14 @@ export class HybridMambaAttentionDynamicCache {
     const read = (kind: "keys" | "values") =>
       this.#lazy(shape, () => this.#positions(layer[kind], row, { ...page, kind }));
     return { keys: read("keys"), values: read("values") };
+  }
+
+  /** @throws {TypeError} when an argument `past_key_values` is something else */
+  static check(given: unknown): asserts given is HybridMambaAttentionDynamicCache {
+    if (given instanceof HybridMambaAttentionDynamicCache) return;
+    throw new TypeError(
+      `Expected past_key_values that a call returned but found ${describe(given)}`,
+    );
   }
 
   /** @throws {TypeError} when a model with this layout cannot go on with the cache */

@@ -1,13 +1,10 @@
 /** `model.call({...})`: HF's `model(**inputs)` over recorded plans. */
 
-import type { Tensor } from "../graph/tensor.ts";
 import { scan_chunk } from "../native/bindings.gen.ts";
 import type { DeviceKindName } from "../native/native.ts";
-import { cutIntoRuns, type Piece, readBatch } from "./batch.ts";
-import { HybridMambaAttentionDynamicCache } from "./cache.ts";
-import { type Matrix, readIntegers } from "./inputs.ts";
-import { call_names, type CallInputs, type CheckedCall } from "./call_inputs.ts";
-import { checkOptions } from "./options.ts";
+import { cutIntoRuns, type Piece } from "./batch.ts";
+import { checkCall } from "./call_arguments.ts";
+import type { CallInputs, CheckedCall } from "./call_inputs.ts";
 import { ModelOutput } from "./outputs.ts";
 import { type PlanRequest, runCapacity } from "./plans.ts";
 import { Results } from "./results.ts";
@@ -36,9 +33,8 @@ export function prefillChunk(
  * @throws {TypeError | RangeError} in sentences that name the argument and the value found
  */
 export async function callModel(runtime: ModelRuntime, inputs: CallInputs): Promise<ModelOutput> {
-  checkOptions("call", inputs, call_names);
-  inputs.signal?.throwIfAborted();
   const call = await checkCall(runtime, inputs);
+  inputs.signal?.throwIfAborted();
   const { cache, batch } = call;
   const given = inputs.past_key_values !== undefined;
   const results = new Results(runtime, call);
@@ -63,96 +59,6 @@ export async function callModel(runtime: ModelRuntime, inputs: CallInputs): Prom
   if (given || (use_cache && !batch.packed)) fields.past_key_values = cache;
   else cache.dispose();
   return new ModelOutput(fields);
-}
-
-async function checkCall(runtime: ModelRuntime, inputs: CallInputs): Promise<CheckedCall> {
-  const { config } = runtime.model;
-  if ((inputs.input_ids === undefined) === (inputs.inputs_embeds === undefined)) {
-    throw new TypeError("Expected exactly one of input_ids and inputs_embeds");
-  }
-  const ids = inputs.input_ids === undefined
-    ? undefined
-    : checkIds("input_ids", await readIntegers("input_ids", inputs.input_ids), config.vocab_size);
-  const [rows, columns] = ids
-    ? [ids.rows, ids.columns]
-    : embedsFrame(inputs.inputs_embeds!, config.hidden_size);
-  const given = inputs.past_key_values;
-  if (given && given.batch_size !== rows) {
-    throw new RangeError(
-      `Expected past_key_values for ${rows} rows but found one for ${given.batch_size}`,
-    );
-  }
-  given?.checkFits(runtime.layout);
-  const batch = await readBatch(rows, columns, inputs, given?.lengths);
-  const labels = inputs.labels === undefined
-    ? undefined
-    : checkLabels(await readIntegers("labels", inputs.labels), rows, columns, config.vocab_size);
-  const embeds = inputs.inputs_embeds
-    ? Float32Array.from(await inputs.inputs_embeds.data())
-    : undefined;
-  const kept_columns = keptColumns(inputs.logits_to_keep ?? 0, columns);
-  if (labels && kept_columns.length !== columns) {
-    throw new RangeError("Expected logits_to_keep to be 0 with labels: the loss needs all logits");
-  }
-  const { device, layout } = runtime;
-  const cache = given ??
-    new HybridMambaAttentionDynamicCache(device, layout, batch.sequences.length);
-  const past = batch.packed ? batch.sequences.map(() => 0) : [...cache.lengths];
-  return { inputs, ids, embeds, labels, batch, cache, past, kept_columns };
-}
-
-/** @throws {RangeError} naming the first id outside the vocabulary */
-export function checkIds(name: string, ids: Matrix, vocab_size: number): Matrix {
-  const at = ids.data.findIndex((id) => id < 0 || id >= vocab_size);
-  if (at >= 0) {
-    throw new RangeError(
-      `Expected ${name} from 0 to ${vocab_size - 1} but found ${ids.data[at]} in row ` +
-        `${Math.floor(at / ids.columns)}, column ${at % ids.columns}`,
-    );
-  }
-  return ids;
-}
-
-function checkLabels(labels: Matrix, rows: number, columns: number, vocab_size: number): Matrix {
-  if (labels.rows !== rows || labels.columns !== columns) {
-    throw new RangeError(
-      `Expected labels of shape [${rows},${columns}] but found [${labels.rows},${labels.columns}]`,
-    );
-  }
-  const bad = labels.data.find((x) => x !== -100 && (x < 0 || x >= vocab_size));
-  if (bad !== undefined) {
-    throw new RangeError(`Expected labels of -100 or 0 to ${vocab_size - 1} but found ${bad}`);
-  }
-  return labels;
-}
-
-function embedsFrame(embeds: Tensor, hidden_size: number): [number, number] {
-  const [rows, columns, width] = embeds.shape;
-  if (embeds.shape.length !== 3 || width !== hidden_size || !(rows > 0) || !(columns > 0)) {
-    throw new RangeError(
-      `Expected inputs_embeds of shape [batch,positions,${hidden_size}] but found ` +
-        `[${embeds.shape}]`,
-    );
-  }
-  return [rows, columns];
-}
-
-function keptColumns(keep: number | readonly number[], columns: number): number[] {
-  if (typeof keep !== "number") {
-    const at = keep.map((c) => c < 0 ? c + columns : c);
-    const bad = at.findIndex((c) => !Number.isInteger(c) || c < 0 || c >= columns);
-    if (bad >= 0 || keep.length === 0) {
-      throw new RangeError(
-        `Expected logits_to_keep to name positions below ${columns} but found ${keep[bad]}`,
-      );
-    }
-    return at;
-  }
-  if (!Number.isInteger(keep) || keep < 0) {
-    throw new RangeError(`Expected logits_to_keep of 0 or more but found ${keep}`);
-  }
-  const first = keep === 0 ? 0 : Math.max(0, columns - keep);
-  return Array.from({ length: columns - first }, (_, i) => first + i);
 }
 
 async function runPieces(

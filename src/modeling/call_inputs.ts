@@ -1,16 +1,15 @@
 /** The arguments of a call, as given and as checked. */
 
-import type { Tensor } from "../graph/tensor.ts";
 import type { Batch, BatchArguments } from "./batch.ts";
 import type { HybridMambaAttentionDynamicCache } from "./cache.ts";
-import type { Matrix, MatrixInput } from "./inputs.ts";
+import type { Matrix, MatrixInput, ShapedInput } from "./inputs.ts";
 
 /** Arguments of `call`; HF's names. */
 export interface CallInputs extends BatchArguments {
   /** (batch, positions) */
   input_ids?: MatrixInput;
   /** (batch, positions, hidden_size) instead of input_ids */
-  inputs_embeds?: Tensor;
+  inputs_embeds?: ShapedInput;
   past_key_values?: HybridMambaAttentionDynamicCache;
   /** (batch, positions); -100 counts nothing. Shifted inside, as in HF. */
   labels?: MatrixInput;
@@ -21,7 +20,7 @@ export interface CallInputs extends BatchArguments {
   output_hidden_states?: boolean;
   output_attentions?: boolean;
   /** 0 keeps all positions, a number the last ones, a list these. */
-  logits_to_keep?: number | readonly number[];
+  logits_to_keep?: number | MatrixInput;
   /** Tokens run at once, rounded up to a multiple of the scan's chunk of 64; 512 by default. */
   prefill_chunk_size?: number;
   signal?: AbortSignal;

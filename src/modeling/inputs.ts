@@ -19,6 +19,9 @@ export type MatrixInput =
   | ShapedArray
   | Tensor;
 
+/** Numbers of any shape. */
+export type ShapedInput = ShapedArray | Tensor;
+
 /** A rectangle of numbers, row after row. */
 export interface Matrix {
   readonly data: Float64Array;
@@ -33,21 +36,43 @@ export interface Matrix {
  * @throws {TypeError} for other things, {RangeError} for ragged or empty rows
  */
 export async function readMatrix(name: string, input: MatrixInput): Promise<Matrix> {
-  if (input instanceof Tensor) {
-    return shaped(name, { data: await input.data(), shape: input.shape });
-  }
+  if (isShaped(input)) return shaped(name, await readShaped(name, input));
   if (ArrayBuffer.isView(input)) {
     const data = input as unknown as ArrayLike<number>;
-    return shaped(name, { data, shape: [1, data.length] });
+    return shaped(name, { data, shape: [data.length] });
   }
   if (Array.isArray(input)) return nested(name, input);
-  if (input && typeof input === "object" && "data" in input && "shape" in input) {
-    return shaped(name, input as ShapedArray);
-  }
   throw new TypeError(
     `Expected ${name} to be an array of rows, a typed array with a shape or a Tensor ` +
       `but found ${describe(input)}`,
   );
+}
+
+function isShaped(input: unknown): input is ShapedInput {
+  return typeof input === "object" && input !== null && "data" in input && "shape" in input &&
+    Array.isArray(input.shape);
+}
+
+/**
+ * Reads numbers that come with their shape.
+ *
+ * @throws {TypeError} for other things, {RangeError} where shape and numbers do not fit
+ */
+export async function readShaped(name: string, input: unknown): Promise<ShapedArray> {
+  if (!isShaped(input)) {
+    throw new TypeError(
+      `Expected ${name} to be a typed array with a shape or a Tensor but found ${describe(input)}`,
+    );
+  }
+  const { shape } = input;
+  const data = input instanceof Tensor ? await input.data() : input.data;
+  const size = shape.reduce((a, b) => a * b, 1);
+  if (data.length !== size) {
+    throw new RangeError(
+      `Expected ${size} numbers in ${name} for shape [${shape}] but found ${data.length}`,
+    );
+  }
+  return { data, shape };
 }
 
 /**
@@ -103,11 +128,6 @@ function shaped(name: string, { data, shape }: ShapedArray): Matrix {
   const [rows, columns] = shape.length === 1 ? [1, shape[0]] : shape;
   if (shape.length < 1 || shape.length > 2 || !(rows > 0) || !(columns > 0)) {
     throw new RangeError(`Expected ${name} to have shape (rows, columns) but found [${shape}]`);
-  }
-  if (data.length !== rows * columns) {
-    throw new RangeError(
-      `Expected ${rows * columns} numbers in ${name} for shape [${shape}] but found ${data.length}`,
-    );
   }
   const out = new Float64Array(rows * columns);
   for (let i = 0; i < out.length; i++) {

@@ -1,4 +1,6 @@
-/** Checks of option names: an unknown one is an error that suggests the nearest. */
+/** Checks of options: an unknown name is an error that suggests the nearest. */
+
+import { describe } from "./inputs.ts";
 
 /** Edit distance of two short names. */
 function distance(a: string, b: string): number {
@@ -24,14 +26,34 @@ export function nearestName(name: string, known: readonly string[]): string | un
 }
 
 /**
+ * Checks the names, and the option that every long function shares: `signal`.
+ *
  * @param where the function whose options these are
  * @throws {TypeError} naming the first unknown option and the nearest known one
  */
 export function checkOptions(where: string, options: object, known: readonly string[]): void {
+  if (typeof options !== "object" || options === null || Array.isArray(options)) {
+    throw new TypeError(
+      `Expected one object with the options of ${where} but found ${describe(options)}`,
+    );
+  }
   for (const name of Object.keys(options)) {
     if (known.includes(name)) continue;
     const nearest = nearestName(name, known);
     const hint = nearest ? `: did you mean "${nearest}"?` : "";
     throw new TypeError(`Unknown option "${name}" of ${where}${hint}`);
+  }
+  const { signal } = options as { signal?: AbortSignal };
+  if (signal !== undefined && typeof signal?.throwIfAborted !== "function") {
+    throw new TypeError(`Expected signal to be an AbortSignal but found ${describe(signal)}`);
+  }
+}
+
+/** @throws {TypeError} naming the first of the options `names` that is neither true nor false */
+export function checkFlags(options: object, names: readonly string[]): void {
+  for (const name of names) {
+    const value = (options as Record<string, unknown>)[name];
+    if (value === undefined || typeof value === "boolean") continue;
+    throw new TypeError(`Expected ${name} to be true or false but found ${describe(value)}`);
   }
 }

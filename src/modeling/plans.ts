@@ -138,6 +138,8 @@ export function record(model: Recordable, request: PlanRequest): Graph {
     output_hidden_states: request.output_hidden_states,
     attention_keys: request.attention_keys,
   });
+  const tap = request.taps?.find((name) => !graph.outputs.has(name));
+  if (tap !== undefined) throw new RangeError(`Expected taps of the model but found "${tap}"`);
   for (const [i, tensor] of outputs.hidden_states.entries()) {
     graph.output(`hidden_states.${i}`, tensor);
   }

@@ -8,7 +8,12 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { type GenerateInputs, TextStreamer } from "../../mod.ts";
+import {
+  type GenerateInputs,
+  GenerationConfig,
+  type LogitsProcessor,
+  TextStreamer,
+} from "../../mod.ts";
 import { loadModel, loadTokenizer } from "./support.ts";
 
 const tokenizer = await loadTokenizer();
@@ -77,6 +82,66 @@ describe("generate", () => {
         ...narrow,
       });
       assertEquals(sampled, greedy, JSON.stringify(narrow));
+    }
+  });
+
+  it("draws beams: other texts by other seeds, the best where nothing else is left", async () => {
+    using two = await loadModel({ threads: 2 });
+    using three = await loadModel({ threads: 3 });
+    const search = { ...one, num_beams: 3, num_return_sequences: 2, max_new_tokens: 8 };
+    const options = { ...search, do_sample: true, temperature: 1.5 };
+    const truth = await two.generate({ ...options, seed: 1 });
+    assertEquals(await three.generate({ ...options, seed: 1 }), truth);
+    const seeds = [
+      truth,
+      ...await Promise.all([2, 3].map((seed) => two.generate({ ...options, seed }))),
+    ];
+    assertEquals(new Set(seeds.map((rows) => JSON.stringify(rows))).size, 3);
+    // So cold that the race is decided by the scores alone.
+    const cold = await two.generate({ ...search, do_sample: true, temperature: 0.001, seed: 1 });
+    const scaled: LogitsProcessor = (_, scores) =>
+      scores.map((row) => row.map((x) => Math.fround(x / 0.001)));
+    assertEquals(cold, await two.generate({ ...search, logits_processor: scaled }));
+  });
+
+  it("leaves a drawn beam one id to go on with beside each eos id", async () => {
+    using model = await loadModel();
+    for (const narrow of [{ top_k: 1 }, { top_k: 0, top_p: 1e-6 }, { top_k: 0, min_p: 1 }]) {
+      const dict = await model.generate({
+        ...one,
+        ...narrow,
+        num_beams: 2,
+        do_sample: true,
+        eos_token_id: [2, 3, 4],
+        max_new_tokens: 1,
+        return_dict_in_generate: true,
+        output_scores: true,
+      });
+      dict.past_key_values.dispose();
+      const scores = await dict.scores![0].data();
+      assertEquals(scores.filter((x) => x > -Infinity).length, 2 * 4, JSON.stringify(narrow));
+    }
+  });
+
+  it("adds 20 ids where no length is given, as HF does", async () => {
+    using model = await loadModel();
+    const generation_config = new GenerationConfig();
+    for (const count of [1, 5, 40]) {
+      const input_ids = [new Array<number>(count).fill(300)];
+      const [ids] = await model.generate({ input_ids, generation_config });
+      assertEquals(ids.length, count + 20);
+    }
+  });
+
+  it("says so where no score is left to choose by", async () => {
+    using model = await loadModel();
+    const bad_words_ids = Array.from({ length: model.config.vocab_size }, (_, id) => [id]);
+    for (const do_sample of [false, true]) {
+      const error = await assertRejects(
+        () => model.generate({ ...one, do_sample, bad_words_ids, eos_token_id: null }),
+        RangeError,
+      );
+      assertStringIncludes(error.message, "only NaN or -inf in sequence 0");
     }
   });
 
@@ -196,6 +261,16 @@ describe("generate", () => {
       [{ attention_mask: [[1, 0, 1, 1, 1]] }, "attention_mask"],
       [{ prefill_chunk_size: 0 }, "prefill_chunk_size"],
       [{ streamer: { put() {}, end() {} }, num_beams: 2 }, "no streamer with num_beams"],
+      [{ streamer: { put() {} } }, "streamer to have put() and end()"],
+      [{ tokenizer: {} }, "tokenizer to have decode()"],
+      [{ signal: "now" }, 'an AbortSignal but found "now"'],
+      [{ seed: "a" }, 'seed to be a whole number of 0 or more but found "a"'],
+      [{ past_key_values: 3 }, "past_key_values that a call returned but found 3"],
+      [{ logits_processor: [3] }, "logits_processor to be a function or a list but found 3"],
+      [{ stopping_criteria: () => "no" }, "stopping_criteria 0 to answer true or false"],
+      [{ stopping_criteria: () => [true, false] }, "found an array of 2"],
+      [{ stopping_criteria: () => Promise.resolve(true) }, "found a Promise"],
+      [{ num_beams: 2, do_sample: true, num_return_sequences: 3 }, "at most num_beams (2)"],
     ];
     for (const [options, sentence] of cases) {
       const inputs = { ...one, max_new_tokens: 2, ...options } as GenerateInputs;

@@ -1,7 +1,13 @@
 /** What calls with bad arguments get: a sentence with the value found, and a model that still works. */
 
 import { describe, it } from "node:test";
-import { assert, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -14,11 +20,24 @@ import {
   type CallInputs,
   HybridMambaAttentionDynamicCache,
   pipeline,
+  type PreTrainedModel,
   Tensor,
 } from "../../mod.ts";
 import { folder, loadModel } from "../generation/support.ts";
 
 const input_ids = [[1, 67, 707]];
+
+/** A call that fails with these words, in an error of a kind that says what is wrong. */
+async function assertNames(
+  model: PreTrainedModel,
+  inputs: unknown,
+  sentence: string,
+): Promise<void> {
+  const error = await assertRejects(() => model.call(inputs as CallInputs), Error);
+  assertStringIncludes(error.message.toLowerCase(), sentence.toLowerCase());
+  const known = error instanceof TypeError || error instanceof RangeError;
+  assert(known, `${error.name} for ${sentence}`);
+}
 
 describe("call", () => {
   it("names what is wrong with its arguments", async () => {
@@ -52,16 +71,51 @@ describe("call", () => {
       [{ input_ids, logits_to_keep: -1 }, "found -1"],
       [{ input_ids, logits_to_keep: [3] }, "below 3 but found 3"],
       [{ input_ids, prefill_chunk_size: 0.5 }, "found 0.5"],
+      [{ input_ids, logits_to_keep: "2" }, 'found "2"'],
+      [{ input_ids, logits_to_keep: [] }, "logits_to_keep to hold numbers but found none"],
       [{ input_ids, atention_mask: [[1, 1, 1]] }, 'did you mean "attention_mask"'],
+      [{ inputs_embeds: [[[1]]] }, "inputs_embeds to be a typed array with a shape"],
+      [{ input_ids, labels: input_ids, num_items_in_batch: 0 }, "above 0 but found 0"],
+      [{ input_ids, cu_seq_lens_q: [0, 1, 3], max_length_k: 9 }, "2, but found 9"],
+      [{ input_ids, max_length_q: 3 }, "cu_seq_lens_q with max_length_q"],
+      [{ input_ids, past_key_values: {} }, "past_key_values that a call returned"],
+      [{ input_ids, output_hidden_states: 1 }, "output_hidden_states to be true or false"],
+      [{ input_ids, use_cache: "no" }, 'use_cache to be true or false but found "no"'],
+      [{ input_ids, signal: 5 }, "an AbortSignal but found 5"],
+      [{ input_ids, taps: ["nowhere"] }, 'found "nowhere"'],
     ];
-    for (const [inputs, sentence] of cases) {
-      const error = await assertRejects(() => model.call(inputs as CallInputs), Error);
-      assertStringIncludes(error.message.toLowerCase(), sentence.toLowerCase());
-      const known = error instanceof TypeError || error instanceof RangeError;
-      assert(known, `${error.name} for ${sentence}`);
+    for (const [inputs, sentence] of cases) await assertNames(model, inputs, sentence);
+    for (const inputs of [null, undefined, input_ids]) {
+      await assertNames(model, inputs, "one object with the options of call");
     }
     using output = await model.call({ input_ids });
     assert(Number.isFinite((await output.logits!.data())[0]), "still works");
+  });
+
+  it("names what only a model with a head understands", async () => {
+    using model = await AutoModel.from_pretrained(folder);
+    for (const options of [{ labels: input_ids }, { logits_to_keep: 1 }]) {
+      await assertNames(model, { input_ids, ...options }, "without a head");
+    }
+    const after = model.device.memoryUsage().n_buffers;
+    await assertNames(model, { input_ids, taps: ["nowhere"] }, "taps");
+    assertEquals(model.device.memoryUsage().n_buffers, after);
+  });
+
+  it("takes embeddings and kept positions with a shape or as Tensors", async () => {
+    using model = await loadModel();
+    const data = new Float32Array(3 * 256).fill(0.1);
+    using tensor = await model.call({ inputs_embeds: Tensor.from(data, [1, 3, 256]) });
+    const keep = Tensor.from(Int32Array.of(2, 0), [2]);
+    using kept = await model.call({
+      inputs_embeds: { data, shape: [1, 3, 256] },
+      logits_to_keep: keep,
+    });
+    const vocab = model.config.vocab_size;
+    const [all, some] = [await tensor.logits!.data(), await kept.logits!.data()];
+    assertEquals(kept.logits!.shape, [1, 2, vocab]);
+    assertEquals(some.slice(0, vocab), all.slice(2 * vocab));
+    assertEquals(some.slice(vocab), all.slice(0, vocab));
   });
 
   it("refuses a cache of more rows than memory has room for, with the number", async () => {

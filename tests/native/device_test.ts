@@ -17,7 +17,7 @@ describe("Device", () => {
     b.dispose();
     assertEquals(a.info().threads, 1);
     assert(b.disposed && !a.disposed);
-    assertThrows(() => b.info(), Error, "Cannot use a Device after it was disposed");
+    assertThrows(() => b.info(), TypeError, "Cannot use a Device after it was disposed");
   });
 
   it("has as many threads as physical cores unless told otherwise", async () => {
@@ -110,8 +110,8 @@ describe("Buffer", () => {
     assert(buffer.disposed);
     assertEquals(device.memoryUsage().n_buffers, n_buffers - 1);
     const byte = new Uint8Array(1);
-    assertThrows(() => buffer.read(0, byte), Error, "Cannot use a Buffer after it was disposed");
-    assertThrows(() => buffer.write(0, byte), Error, "Cannot use a Buffer after it was disposed");
+    assertThrows(() => buffer.read(0, byte), TypeError, "Cannot use a Buffer after it was disposed");
+    assertThrows(() => buffer.write(0, byte), TypeError, "Cannot use a Buffer after it was disposed");
     assertThrows(() => buffer.handle, Error, "after it was disposed");
   });
 });

@@ -9,8 +9,8 @@ import type { ModelConfig } from "../modeling/pretrained.ts";
 /** The fields that steer generation. */
 export interface GenerationFields {
   /**
-   * Tokens in a whole row, prompt included; `max_new_tokens` goes before it. Where neither is given,
-   * 20 new tokens, as in HF.
+   * Tokens in a whole row, prompt included; `max_new_tokens` goes before it. Where neither is
+   * given, 20 new tokens, as in HF.
    */
   max_length: number;
   max_new_tokens: number | null;

@@ -29,8 +29,8 @@ function* words(key: readonly number[]): Generator<number, never, void> {
 }
 
 /**
- * Noise by Gumbel's distribution: the `n` largest of log probabilities with such noise added are `n`
- * draws without replacement, in the order drawn (the exponential race that torch.multinomial runs).
+ * Noise by Gumbel's distribution: the `n` largest of log probabilities with such noise added are
+ * `n` draws without replacement, in the order drawn (torch.multinomial runs the same race).
  *
  * An engine's logarithm may be off in its last bit, which could matter only where two sums of some
  * fifty random bits are the same: the draws are the same on every runtime.

@@ -39,8 +39,8 @@ function answers(criterion: StoppingCriterion, input_ids: number[][], index: num
   const each = Array.isArray(answer) ? answer : input_ids.map(() => answer);
   if (each.length !== input_ids.length || each.some((x) => typeof x !== "boolean")) {
     throw new TypeError(
-      `Expected stopping_criteria ${index} to answer true or false, or ${input_ids.length} of them ` +
-        `for as many rows, but found ${describe(answer)}`,
+      `Expected stopping_criteria ${index} to answer true or false, for all rows or each of the ` +
+        `${input_ids.length}, but found ${describe(answer)}`,
     );
   }
   return each;

@@ -110,8 +110,16 @@ describe("Buffer", () => {
     assert(buffer.disposed);
     assertEquals(device.memoryUsage().n_buffers, n_buffers - 1);
     const byte = new Uint8Array(1);
-    assertThrows(() => buffer.read(0, byte), TypeError, "Cannot use a Buffer after it was disposed");
-    assertThrows(() => buffer.write(0, byte), TypeError, "Cannot use a Buffer after it was disposed");
+    assertThrows(
+      () => buffer.read(0, byte),
+      TypeError,
+      "Cannot use a Buffer after it was disposed",
+    );
+    assertThrows(
+      () => buffer.write(0, byte),
+      TypeError,
+      "Cannot use a Buffer after it was disposed",
+    );
     assertThrows(() => buffer.handle, Error, "after it was disposed");
   });
 });

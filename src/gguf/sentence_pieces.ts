@@ -1,7 +1,7 @@
 /** SentencePiece tokenizers of GGUF files ("llama") as tokenizer.json's BPE with byte fallback. */
 
 import type { TokenizerJson } from "../tokenizer/backend.ts";
-import type { GgufTokens } from "./tokenizer_read.ts";
+import type { GgufTokens } from "./tokens.ts";
 import type { Values } from "./values.ts";
 
 /** What stands for a space inside a token. */

@@ -8,44 +8,8 @@ import { readGgufParts } from "./checkpoint.ts";
 import { quote } from "./format.ts";
 import { preTokenizer, preTokenizerJson } from "./pre_tokenizers.ts";
 import { sentencePieceJson } from "./sentence_pieces.ts";
+import { type GgufTokens, readTokens, TokenType } from "./tokens.ts";
 import { Values } from "./values.ts";
-
-/** `tokenizer.ggml.token_type`: what a token is. */
-export const TokenType = {
-  normal: 1,
-  unknown: 2,
-  control: 3,
-  user_defined: 4,
-  unused: 5,
-  byte: 6,
-} as const;
-
-/** Tokens of a file with their types. */
-export interface GgufTokens {
-  readonly tokens: readonly string[];
-  readonly types: readonly number[];
-  readonly added: readonly AddedTokenEntry[];
-}
-
-function readTokens(values: Values): GgufTokens {
-  const tokens = values.texts("tokenizer.ggml.tokens");
-  const types = values.numbersOr("tokenizer.ggml.token_type") ??
-    new Array<number>(tokens.length).fill(TokenType.normal);
-  if (types.length !== tokens.length) {
-    throw new RangeError(
-      `Expected tokenizer.ggml.token_type to have a type for each of ${tokens.length} tokens ` +
-        `but found ${types.length}`,
-    );
-  }
-  const added: AddedTokenEntry[] = [];
-  for (const [id, content] of tokens.entries()) {
-    const special = types[id] === TokenType.control || types[id] === TokenType.unknown;
-    if (!special && types[id] !== TokenType.user_defined) continue;
-    const off = { single_word: false, lstrip: false, rstrip: false, normalized: false };
-    added.push({ id, content, ...off, special });
-  }
-  return { tokens, types, added };
-}
 
 /** The vocabulary of a byte-level model: added tokens behind all others are no part of it. */
 function vocabulary({ tokens, types, added }: GgufTokens): Record<string, number> {

@@ -4,7 +4,7 @@ import { readFolder, type TokenizerFiles } from "../tokenizer/load.ts";
 import type { PostProcessorJson } from "../tokenizer/post_processor.ts";
 import type { AddedToken } from "../tokenizer/types.ts";
 import { preTokenizerName } from "./pre_tokenizers.ts";
-import { TokenType } from "./tokenizer_read.ts";
+import { TokenType } from "./tokens.ts";
 import type { MetadataBuilder } from "./values.ts";
 
 /** Special tokens by GGUF's names of their ids. */

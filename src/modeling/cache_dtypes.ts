@@ -1,9 +1,19 @@
-/** What keys and values, and SSM states, are kept as: dtypes chosen by the caller. */
+/** What layers keep from token to token, and as what: dtypes chosen by the caller. */
 
 import type { DTypeName } from "../graph/tensor.ts";
 import type { DeviceKindName } from "../native/native.ts";
 import { rowsBytes, type WeightDType } from "../weights/layout.ts";
-import type { LayerCacheSpec } from "./cache_layout.ts";
+
+/** What one layer keeps from token to token. */
+export type LayerCacheSpec =
+  | {
+    readonly type: "mamba";
+    /** (kernel_size, channels) */
+    readonly conv_state: readonly [number, number];
+    /** (heads, state_size, head_dim) */
+    readonly ssm_state: readonly [number, number, number];
+  }
+  | { readonly type: "attention"; readonly kv_heads: number; readonly head_dim: number };
 
 /** What keys and values can be kept as. */
 export type CacheDType = "float32" | "bfloat16" | "float16" | "q8_0";

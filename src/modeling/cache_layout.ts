@@ -3,18 +3,12 @@
 import type { DeviceKindName } from "../native/native.ts";
 import { type DTypeName, Tensor } from "../graph/tensor.ts";
 import { page_tokens, panel } from "../native/bindings.gen.ts";
-import { cacheBytes, type CacheDTypes, resolveCacheDTypes } from "./cache_dtypes.ts";
-
-/** What one layer keeps from token to token. */
-export type LayerCacheSpec =
-  | {
-    readonly type: "mamba";
-    /** (kernel_size, channels) */
-    readonly conv_state: readonly [number, number];
-    /** (heads, state_size, head_dim) */
-    readonly ssm_state: readonly [number, number, number];
-  }
-  | { readonly type: "attention"; readonly kv_heads: number; readonly head_dim: number };
+import {
+  cacheBytes,
+  type CacheDTypes,
+  type LayerCacheSpec,
+  resolveCacheDTypes,
+} from "./cache_dtypes.ts";
 
 /** A Mamba layer's states as operands: they mean the running sequence's slot. */
 export interface MambaState {

@@ -18,8 +18,8 @@ import {
   type WeightSet,
   type WeightSpec,
 } from "../weights/load.ts";
-import { type CacheDTypes, checkCacheDTypes } from "./cache_dtypes.ts";
-import { CacheLayout, type LayerCacheSpec } from "./cache_layout.ts";
+import { type CacheDTypes, checkCacheDTypes, type LayerCacheSpec } from "./cache_dtypes.ts";
+import { CacheLayout } from "./cache_layout.ts";
 import { callModel } from "./call.ts";
 import type { CallInputs } from "./call_inputs.ts";
 import type { ForwardInputs, ForwardOutputs } from "./forward.ts";

@@ -8,19 +8,14 @@
  * @module
  */
 
-import type { Tensor } from "../graph/tensor.ts";
+import { parameter, type Tensor } from "../graph/tensor.ts";
 import { GenerationMixin } from "../generation/mixin.ts";
-import type {
-  AttentionState,
-  CacheLayout,
-  LayerCacheSpec,
-  MambaState,
-} from "../modeling/cache_layout.ts";
+import type { LayerCacheSpec } from "../modeling/cache_dtypes.ts";
+import type { AttentionState, CacheLayout, MambaState } from "../modeling/cache_layout.ts";
 import { PreTrainedModel } from "../modeling/pretrained.ts";
 import type { ForwardInputs, ForwardOutputs } from "../modeling/forward.ts";
 import { Conv1d, Embedding, Linear, RMSNorm, RotaryEmbedding } from "../nn/layers.ts";
 import { Module } from "../nn/module.ts";
-import { parameter } from "../graph/tensor.ts";
 import * as ops from "../ops/mod.ts";
 import { BambaConfig } from "./bamba_config.ts";
 

@@ -5,7 +5,6 @@ import { abi_hash, JobKind, JobOptions, JobReport, JobState, Status } from "./bi
 import type { OpenedLibrary } from "./calls.ts";
 import { NativeError, throwStatus } from "./error.ts";
 import { watchLeak } from "./leak.ts";
-import type { Native } from "./native.ts";
 import { packStruct, readStruct } from "./struct.ts";
 
 /** `JobOptions` of zig/command.zig; what is left out is 0, `n_steps` 1. */
@@ -36,6 +35,14 @@ export interface JobProgress {
   /** Steps done, or bytes loaded, and of how many. */
   done: number;
   total: number;
+}
+
+/** What a job asks of the library's typed side. */
+export interface JobOwner {
+  /** @throws in the library's words, for any status but success */
+  check(status: number): void;
+  errorSentence(job: number): string;
+  free(handle: number): void;
 }
 
 const values_capacity = 4096;
@@ -70,7 +77,7 @@ export function packJobOptions(o: JobOptionsInit): Uint8Array<ArrayBuffer> {
 
 /** A running job. Free it with `using`, `await using` or {@link NativeJob.close}. */
 export class NativeJob {
-  private readonly native: Native;
+  private readonly native: JobOwner;
   private readonly library: OpenedLibrary;
   private readonly handle: number;
   private readonly out = new Uint8Array(JobReport.size + 4 * values_capacity);
@@ -81,7 +88,7 @@ export class NativeJob {
   private waiting: Promise<JobProgress> | undefined;
   private closing: Promise<void> | undefined;
 
-  constructor(native: Native, library: OpenedLibrary, handle: number) {
+  constructor(native: JobOwner, library: OpenedLibrary, handle: number) {
     this.native = native;
     this.library = library;
     this.handle = handle;

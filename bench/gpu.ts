@@ -61,17 +61,16 @@ export async function run(options: BenchOptions): Promise<void> {
   await measureAll(setting);
   subject[Symbol.dispose]();
   await invariantLines(options, setting);
+  await eightLines(options, setting);
   for (const type of ["q8_0", "q4_k_m"] as const) await blockLine(options, setting, type);
   await line({ what: "peaks", when: "at the end", ...tera(await context.measure(signal)) });
   for (const found of gemmPeers()) await line(found);
 }
 
 async function measureAll(setting: Setting): Promise<void> {
-  const { line } = setting;
   for (const batch of batches) await decodeLine(setting, batch);
   for (const tokens of prompts) await prefillLine(setting, tokens);
   await profileLines(setting);
-  await line({ what: "prefill fp8", missing: "kernels only: bench/cuda/linear_fp8.py" });
 }
 
 /** What it costs that no row's bits depend on the batch. */
@@ -82,6 +81,18 @@ async function invariantLines(options: BenchOptions, setting: Setting): Promise<
   const invariant = { ...setting, model: subject.model, line };
   for (const batch of batches) await decodeLine(invariant, batch);
   for (const tokens of prompts) await prefillLine(invariant, tokens);
+}
+
+/** Weights of 8-bit floats, as FP8 checkpoints hold them: decoded with, and prompts in e4m3. */
+async function eightLines(options: BenchOptions, setting: Setting): Promise<void> {
+  using subject = await openSubject({ ...options, weights: "f8_e4m3" });
+  const line = ({ what, ...rest }: Record<string, unknown>) =>
+    setting.line({ what: `${what}, f8_e4m3`, ...rest });
+  const eights = { ...setting, model: subject.model, line };
+  for (const batch of batches) await decodeLine(eights, batch);
+  for (const tokens of prompts) await prefillLine(eights, tokens);
+  await profileDecode(eights, 1);
+  await profilePrefill(eights, 8192);
 }
 
 /** Weights in blocks, quantized while they load, as the same GGUF files hold them. */

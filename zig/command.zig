@@ -95,7 +95,7 @@ pub const Layout = enum(u32) {
     /// f32 and f16 as [N/16][K][16]; bf16 as [N/16][K/2][16][2] (K padded to even), so that one u32
     /// holds the two bf16 of neighbouring k: the even one in the low half. Blocks of 16 rows lie
     /// interleaved: see `cpu/block_panel.zig`. f8_e4m3 has in each panel the f32 scales of
-    /// its 16 rows and then [K][16].
+    /// its 16 rows and then [K][16]; on a GPU the scales of all panels and then the rows.
     panel = 1,
 };
 
@@ -350,7 +350,7 @@ pub const Info = extern struct {
 
 /// One tensor to bring from a file into a buffer. Weights in blocks may become f32, bf16 or f16,
 /// and those may become blocks, also of another type. f8_e4m3 become panels of themselves, or
-/// any other type.
+/// any other type; f32, bf16 and f16 may become them.
 pub const LoadItem = extern struct {
     file: u32,
     buffer: u32,

@@ -102,15 +102,21 @@ pub const Item = struct {
     fn largestRows(item: Item) u64 {
         return (item.groups() / item.n_parts + 1) * item.group;
     }
-    /// Bytes of room that a thread needs for a part: as it is in the file, and, behind that, what
-    /// it `becomes`.
+    /// Bytes of room that a thread needs for a part: as it is in the file, behind that what it
+    /// `becomes`, and then the scales of f8_e4m3.
     pub fn room(item: Item) u64 {
+        return item.scalesAt() + if (item.raw.dst_dtype == .f8_e4m3) item.largestRows() * 4 else 0;
+    }
+    /// Where the scales of a part's rows lie in its room.
+    pub fn scalesAt(item: Item) u64 {
         const row = block.rowBytes(item.packedFrom(), item.cols);
-        return item.readRoom() + if (item.becomes()) item.largestRows() * row else 0;
+        const end = item.readRoom() + if (item.becomes()) item.largestRows() * row else 0;
+        return std.mem.alignForward(u64, end, 64);
     }
     /// Bytes that a part takes on its way to a GPU: as it is in the file (and `becomes`), and as
     /// it arrives.
     pub fn staging(item: Item) u64 {
+        if (item.raw.dst_dtype == .f8_e4m3) return item.room();
         const arrives = item.largestRows() * item.outBytes();
         return item.arrival() + if (item.converts()) arrives else 0;
     }
@@ -182,13 +188,13 @@ pub fn check(
     );
 }
 
-/// A GPU has weights in rows, and those in blocks in panels of whole steps.
+/// A GPU has weights in rows, those in blocks in panels of whole steps, and f8_e4m3 behind scales.
 fn checkOnGpu(raw: LoadItem, i: usize, f: *Failure) Rejected!void {
-    const in_blocks = block.is(raw.dst_dtype);
-    if (in_blocks != (raw.layout == .panel)) return f.set(
+    const in_panels = block.is(raw.dst_dtype) or raw.dst_dtype == .f8_e4m3;
+    if (in_panels != (raw.layout == .panel)) return f.set(
         .type,
         "Expected item {d} of {t} in {s} for a GPU but found {t}",
-        .{ i, raw.dst_dtype, if (in_blocks) "panels" else "rows", raw.layout },
+        .{ i, raw.dst_dtype, if (in_panels) "panels" else "rows", raw.layout },
     );
     const columns = cuda.blocks.columns(raw.dst_dtype);
     if (raw.cols % columns != 0) return f.set(
@@ -207,9 +213,10 @@ fn checkTypes(raw: LoadItem, i: usize, f: *Failure) Rejected!void {
         .{ i, raw.src_dtype, raw.dst_dtype, raw.layout },
     );
     const f8: DType = .f8_e4m3;
-    if (raw.dst_dtype == f8 and (raw.src_dtype != f8 or raw.layout != .panel)) return f.set(
+    const narrows = raw.src_dtype == f8 or !block.is(raw.src_dtype);
+    if (raw.dst_dtype == f8 and (!narrows or raw.layout != .panel)) return f.set(
         .type,
-        "Expected item {d} to become {t} in panels, of itself, but found {t} to become {t} ({t})",
+        "Expected item {d} to become {t} in panels, of floats, but found {t} to become {t} ({t})",
         .{ i, f8, raw.src_dtype, raw.dst_dtype, raw.layout },
     );
     for ([_]DType{ raw.src_dtype, raw.dst_dtype }) |dtype| {

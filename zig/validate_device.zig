@@ -18,7 +18,15 @@ const vocab_max = 1 << 19;
 pub fn check(c: *const Checked) Rejected!void {
     if (c.plan.device == .cpu) return;
     switch (c.command.op) {
-        .embedding => try whole(c, 1),
+        .embedding => {
+            try whole(c, 1);
+            if (c.given[1].?.dtype == .f8_e4m3) return c.fail(
+                .unsupported,
+                1,
+                "of another dtype on a GPU but found {t}",
+                .{c.given[1].?.dtype},
+            );
+        },
         .linear => try linear(c),
         .rotary_embedding => try expectAll(c, .f32),
         .log_softmax, .logits_process, .logits_warp, .sample, .cross_entropy => {
@@ -73,7 +81,8 @@ fn linear(c: *const Checked) Rejected!void {
         try expect(c, 3, x);
         try expect(c, 4, residual.dtype);
     }
-    if (block.is(c.given[1].?.dtype)) {
+    const weight = c.given[1].?.dtype;
+    if (block.is(weight) or weight == .f8_e4m3) {
         if (x == .f32) try expect(c, 4, .f32);
         return;
     }

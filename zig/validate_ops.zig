@@ -27,7 +27,7 @@ pub const Role = union(enum) {
     /// f32 weight (n).
     vector,
     vector_optional,
-    /// Weight (N, K), in panels for the CPU and in rows for a GPU, unless it is in blocks.
+    /// Weight (N, K), in panels for the CPU and in rows for a GPU, unless it is in blocks or e4m3.
     panels,
     /// Weight (V, H) in rows or panels; for a GPU as `panels`.
     table,
@@ -213,7 +213,7 @@ fn checkRole(c: *const Checked, i: usize, o: Operand) Rejected!void {
             try expectDType(c, i, o, &.{.f32});
             try expectRank(c, i, o, 1);
         },
-        .panels => if (c.plan.device == .cpu or block.is(o.dtype)) {
+        .panels => if (c.plan.device == .cpu or inPanels(o.dtype)) {
             try expectWeight(c, i, o, .panel);
         } else {
             try expectWeight(c, i, o, .row_major);
@@ -222,7 +222,7 @@ fn checkRole(c: *const Checked, i: usize, o: Operand) Rejected!void {
         },
         .table => {
             const on_cpu = c.plan.device == .cpu;
-            const on_gpu: command.Layout = if (block.is(o.dtype)) .panel else .row_major;
+            const on_gpu: command.Layout = if (inPanels(o.dtype)) .panel else .row_major;
             try expectWeight(c, i, o, if (on_cpu) o.layout else on_gpu);
             try expectRank(c, i, o, 2);
         },
@@ -248,6 +248,11 @@ fn checkRole(c: *const Checked, i: usize, o: Operand) Rejected!void {
         "to start at a multiple of {d} bytes but found {d}",
         .{ alignment, o.offset },
     );
+}
+
+/// Whether weights of the dtype lie in panels on a GPU, too: blocks, and numbers with scales.
+fn inPanels(dtype: command.DType) bool {
+    return block.is(dtype) or dtype == .f8_e4m3;
 }
 
 fn expectDType(

@@ -175,7 +175,9 @@ const Shared = struct {
         const row = item.rowOf(part);
         const rows = item.rowOf(part + 1) - row;
         const dst = item.buffer.memory.ptr() + raw.dst_offset;
-        if (s.load.pinned != null) {
+        if (s.load.pinned != null and raw.dst_dtype == .f8_e4m3) {
+            try sendEights(item, row, rows, &s.load.uploads[thread_index], f);
+        } else if (s.load.pinned != null) {
             try s.send(item, row, rows, &s.load.uploads[thread_index], f);
         } else if (!item.converts()) {
             const at = dst + row * item.outBytes();
@@ -213,6 +215,24 @@ const Shared = struct {
         }
         const to = @intFromPtr(item.buffer.memory.ptr()) + raw.dst_offset + row * item.outBytes();
         try through.start(to, ready, f);
+    }
+
+    /// The same of f8_e4m3: the scales of all rows lie in front of the first.
+    fn sendEights(
+        item: Item,
+        row: u64,
+        rows: u64,
+        through: *cuda.Upload,
+        f: *Failure,
+    ) Rejected!void {
+        const room = try through.next(f);
+        try read(item, row, room[0 .. rows * item.rowBytes()], f);
+        const made = try load_scales.eights(item, row, rows, room, f);
+        const to = @intFromPtr(item.buffer.memory.ptr()) + item.raw.dst_offset;
+        const scales = std.mem.sliceAsBytes(made.scales);
+        try through.along(to + row * @sizeOf(f32), scales, f);
+        const first = std.mem.alignForward(u64, item.raw.rows, command.panel) * @sizeOf(f32);
+        try through.start(to + first + row * item.cols, made.numbers, f);
     }
 
     /// Converts rows that lie as they are in the file; those with scales one by one.
@@ -279,16 +299,19 @@ const Shared = struct {
         const kernels = s.context.device.kernels;
         const panel = kernels.panel_bytes(raw.dst_dtype, command.panel, raw.cols);
         const from = item.packedFrom();
-        const ready = room.ptr + item.readRoom();
-        if (item.becomes()) try s.convert(item, row, rows, ready, from, room.ptr, f);
         const dst = item.buffer.memory.ptr() + raw.dst_offset + row / command.panel * panel;
+        var ready = room.ptr;
         if (raw.dst_dtype == .f8_e4m3) {
-            try load_scales.refuseNaN(item, row, room[0 .. rows * item.cols], f);
-            try load_scales.intoPanels(item, row, rows, dst, f);
+            const made = try load_scales.eights(item, row, rows, room, f);
+            load_scales.intoPanels(item, made.scales, dst);
+            ready = made.numbers.ptr;
+        } else if (item.becomes()) {
+            ready = room.ptr + item.readRoom();
+            try s.convert(item, row, rows, ready, from, room.ptr, f);
         }
         const job_of_pack: Pack = .{
             .dst = dst,
-            .src = if (item.becomes()) ready else room.ptr,
+            .src = ready,
             .dst_dtype = raw.dst_dtype,
             .src_dtype = from,
             .rows = @intCast(rows),

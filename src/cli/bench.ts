@@ -18,6 +18,7 @@ export const bench_weights = [
   "q4_k_m",
   "q5_k_m",
   "q6_k",
+  "f8_e4m3",
 ] as const;
 export type BenchWeights = typeof bench_weights[number];
 

@@ -32,7 +32,7 @@ import { ModelRuntime, type RunnableModel } from "./runtime.ts";
 export interface PretrainedOptions extends CacheDTypes {
   /** Dtype of the weights; "auto" keeps what the checkpoint stores. */
   dtype?: "auto" | "float32" | "bfloat16" | "float16";
-  /** Quantizes the matrices while they load: `{ type: "q4_k_m" }`. */
+  /** Quantizes the matrices while they load: `{ type: "q4_k_m" }`, `{ type: "f8_e4m3" }`. */
   quantization_config?: QuantizationConfig;
   /** "cpu", "cuda", "cuda:0" or "auto"; left out: what `BAMBA_DEVICE` says, else "cpu" */
   device?: string;
@@ -320,7 +320,10 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
   }
 }
 
-/** A GPU runs in bf16 where all matrices are bf16 or in blocks; everything else runs in f32. */
+/**
+ * A GPU runs in bf16 where all matrices are bf16, in blocks or 8-bit floats; everything else runs
+ * in f32.
+ */
 function activations(
   device: Device,
   specs: ReadonlyMap<string, WeightSpec>,
@@ -330,7 +333,7 @@ function activations(
   const matrices = [...specs.values()].filter(({ shape, dtype }) => shape.length === 2 && !dtype);
   const half = matrices.every(({ name }) => {
     const { dtype } = weights.get(name)!;
-    return dtype === "bfloat16" || isBlocks(dtype);
+    return dtype === "bfloat16" || dtype === "float8_e4m3fn" || isBlocks(dtype);
   });
   return half ? "bfloat16" : "float32";
 }
@@ -348,8 +351,7 @@ function weightSpecs(
     if (path in tied) continue;
     if (tensor.storage.space !== "parameter") continue;
     const on_cpu = device === "cpu";
-    const wanted: LayoutName = sources.has(path) ? "panel" : tensor.storage.layout;
-    const layout = on_cpu ? wanted : "row_major";
+    const layout: LayoutName = sources.has(path) ? "panel" : tensor.storage.layout;
     specs.set(path, {
       name: prefix + path,
       shape: [...tensor.shape],

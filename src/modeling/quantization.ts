@@ -1,4 +1,4 @@
-/** Weights in blocks at load: which type each matrix gets. */
+/** Weights in blocks or 8-bit floats at load: which type each matrix gets. */
 
 import { toGguf } from "../gguf/names.ts";
 import { chooseTypes, file_types, type FileType } from "../gguf/mix.ts";
@@ -6,15 +6,20 @@ import type { Checkpoint } from "../weights/checkpoint.ts";
 import { dtype_of_stored, isBlocks, type WeightDType } from "../weights/layout.ts";
 import type { WeightSpec } from "../weights/load.ts";
 
-/** What a whole model can be quantized to; each matrix gets what llama.cpp would choose for it. */
-export type QuantizationType = Exclude<FileType, "f32" | "f16" | "bf16">;
+/**
+ * What a whole model can be quantized to: a type of GGUF files, where each matrix gets what llama.cpp
+ * would choose for it; or "f8_e4m3", which is what FP8 checkpoints hold: 8-bit floats with a scale
+ * for each row in all layers' matrices, while embedding and head stay what they are.
+ */
+export type QuantizationType = Exclude<FileType, "f32" | "f16" | "bf16"> | "f8_e4m3";
 
-/** HF's option of that name, with GGUF's types. */
+/** HF's option of that name, with types by the names that files give them. */
 export interface QuantizationConfig {
   readonly type: QuantizationType;
 }
 
-const types = Object.keys(file_types).filter((type) => !["f32", "f16", "bf16"].includes(type));
+const types = [...Object.keys(file_types), "f8_e4m3"]
+  .filter((type) => !["f32", "f16", "bf16"].includes(type));
 
 /**
  * @throws {TypeError} unless it is an object with a type and nothing else
@@ -47,6 +52,7 @@ export function quantizeSpecs<Path>(
   specs: ReadonlyMap<Path, WeightSpec>,
   inner: string,
 ): Map<Path, WeightSpec> {
+  if (type === "f8_e4m3") return toEights(checkpoint, specs);
   const gguf_of = (spec: WeightSpec) => toGguf(spec.name) ?? toGguf(inner + spec.name) ?? spec.name;
   const chosen = chooseTypes(
     type,
@@ -55,13 +61,29 @@ export function quantizeSpecs<Path>(
   return new Map([...specs].map(([path, spec]) => {
     if (spec.dtype !== undefined) return [path, spec];
     const dtype: WeightDType = dtype_of_stored[chosen.get(gguf_of(spec))!];
-    const stored = checkpoint.has(spec.name) && dtype_of_stored[checkpoint.get(spec.name).dtype];
-    if (stored && isBlocks(stored)) {
-      throw new RangeError(
-        `Cannot quantize ${spec.name} to ${type}: it is stored as ${stored}. ` +
-          "Leave quantization_config out to run what is stored",
-      );
-    }
+    checkStored(type, checkpoint, spec);
     return [path, { ...spec, dtype }];
   }));
+}
+
+/** Matrices of layers become 8-bit floats, or stay what they are where they are stored as such. */
+function toEights<Path>(
+  checkpoint: Checkpoint,
+  specs: ReadonlyMap<Path, WeightSpec>,
+): Map<Path, WeightSpec> {
+  return new Map([...specs].map(([path, spec]) => {
+    if (spec.dtype !== undefined || !layer_matrix.test(spec.name)) return [path, spec];
+    checkStored("f8_e4m3", checkpoint, spec);
+    return [path, { ...spec, dtype: "float8_e4m3fn" }];
+  }));
+}
+const layer_matrix = /\blayers\.\d+\..*_proj\.weight$/;
+
+function checkStored(type: QuantizationType, checkpoint: Checkpoint, { name }: WeightSpec): void {
+  const stored = checkpoint.has(name) && dtype_of_stored[checkpoint.get(name).dtype];
+  if (!stored || !isBlocks(stored)) return;
+  throw new RangeError(
+    `Cannot quantize ${name} to ${type}: it is stored as ${stored}. ` +
+      "Leave quantization_config out to run what is stored",
+  );
 }

@@ -60,18 +60,21 @@ export function isRunnable(
   dtype: WeightDType,
   shape: readonly number[],
 ): boolean {
-  if (device === "cpu") return true;
-  if (!isBlocks(dtype)) return dtype !== "float8_e4m3fn";
+  if (device === "cpu" || !isBlocks(dtype)) return true;
   return matrixShape(shape).cols % gpu_columns[dtype] === 0;
 }
 
-/** The layout in which a device has a weight that asks for one: blocks lie in panels on a GPU. */
+/**
+ * The layout in which a device has a weight that asks for one. On a GPU blocks lie in panels and
+ * other weights in rows; matrices of 8-bit floats have their scales in front, and count as panels.
+ */
 export function layoutOn(
   device: "cpu" | "cuda",
   dtype: WeightDType,
   wanted: WeightLayout,
 ): WeightLayout {
-  return device === "cuda" && isBlocks(dtype) ? "panel" : wanted;
+  if (device === "cpu" || (dtype === "float8_e4m3fn" && wanted === "panel")) return wanted;
+  return isBlocks(dtype) ? "panel" : "row_major";
 }
 
 /** The library's numbers of dtypes. */

@@ -186,7 +186,7 @@ function place(
 /** @throws {TypeError} naming a weight that no kernel of the device takes */
 function checkRunnable(device: Device, spec: WeightSpec, dtype: WeightDType): void {
   const { name, shape, layout } = spec;
-  // On a CPU 8-bit floats run as panels only: their scales lie there.
+  // 8-bit floats run as panels only: their scales lie there.
   const fits = dtype !== "float8_e4m3fn" || layout === "panel";
   if (isRunnable(device.kind, dtype, shape) && fits) return;
   throw new TypeError(

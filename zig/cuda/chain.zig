@@ -6,6 +6,7 @@ const std = @import("std");
 const command = @import("command");
 const attention = @import("chain_attention.zig");
 const decode = @import("linear_decode.zig");
+const fp8 = @import("linear_fp8.zig");
 const k = @import("kernel.zig");
 const linear = @import("linear.zig");
 const main = @import("main.zig");
@@ -156,9 +157,11 @@ const Bytes = struct {
 /// Bytes that a link needs for a value between its kernels.
 pub fn spareBytes(tasks: []const Task, link: Link) usize {
     if (link.launch == attention.launch) return attention.spareBytes(tasks[link.first..]);
-    if (link.launch != normSwiglu) return 0;
+    var bytes: usize = 0;
+    for (tasks[link.first..][0..link.count]) |*t| bytes = @max(bytes, fp8.taskSpareBytes(t));
+    if (link.launch != normSwiglu) return bytes;
     const norm = tasks[link.first].operands[2];
-    return @as(usize, norm.shape[0]) * norm.shape[1] * k.elementBytes(norm.dtype);
+    return @max(bytes, @as(usize, norm.shape[0]) * norm.shape[1] * k.elementBytes(norm.dtype));
 }
 
 fn single(tasks: []const Task, s: *Stream) void {
@@ -181,9 +184,15 @@ fn normLinearFits(tasks: []const Task) bool {
 fn normLinear(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     var a = decode.arguments(of);
-    if (!decode.takesNorm(&a, s)) return each(tasks, s);
+    if (!decode.takesNorm(&a, s)) return if (fp8.many(of, s)) inEights(tasks, s) else each(tasks, s);
     decode.takeNorm(&a, norm, 1);
     decode.launch(.rms, a, k.dtype(of, 4) == .f32, s);
+}
+/// The norm goes with its rows on their way to e4m3.
+fn inEights(tasks: []const Task, s: *Stream) void {
+    const norm, const of = .{ &tasks[0], &tasks[1] };
+    const x = fp8.toEights(.{ .of = of, .norm = norm }, s);
+    fp8.product(of, null, x, k.at(of, 4), k.stride(of, 4), s);
 }
 fn normGatherLinearFits(tasks: []const Task) bool {
     const norm, const gather, const of = .{ &tasks[0], &tasks[1], &tasks[2] };
@@ -207,7 +216,7 @@ fn gatedLinearFits(tasks: []const Task) bool {
 fn gatedLinear(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     var a = decode.arguments(of);
-    if (!decode.takesNorm(&a, s)) return each(tasks, s);
+    if (!decode.takesNorm(&a, s)) return if (fp8.many(of, s)) inEights(tasks, s) else each(tasks, s);
     decode.takeNorm(&a, norm, 2);
     a.gate = k.at(norm, 1);
     a.gate_stride = k.stride(norm, 1);
@@ -236,8 +245,13 @@ fn normSwiglu(tasks: []const Task, s: *Stream) void {
         decode.takeNorm(&a, norm, 1);
         return decode.launch(.rms_swiglu, a, false, s);
     }
+    if (fp8.many(gate, s)) {
+        const x = fp8.toEights(.{ .of = gate, .norm = norm }, s);
+        return fp8.product(gate, up, x, a.out, a.out_stride, s);
+    }
     const few = decode.takes(k.rows(gate, 0), s);
-    if (if (few) !decode.staged(&a) else !linear.onHopper(gate, s)) return each(tasks, s);
+    const eights = k.dtype(gate, 1) == .f8_e4m3;
+    if (if (few) !decode.staged(&a) else eights or !linear.onHopper(gate, s)) return each(tasks, s);
     // The plan may have given the norm's place to the result: it gets another.
     var moved: Task = norm.*;
     moved.data[2] = s.spare;

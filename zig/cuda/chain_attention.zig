@@ -1,9 +1,11 @@
 //! A norm and the three projections behind it as one product, where the weights lie one behind the
-//! other; then the rotation of queries and keys, and keys and values into their pages, as one
+//! other (three of e4m3, whose scales lie between); then the rotation of queries and keys, and keys and values into their pages, as one
 //! kernel (kernels/rope.cu, qkv_rope). Nine launches of an attention layer become two or three.
 
+const std = @import("std");
 const k = @import("kernel.zig");
 const decode = @import("linear_decode.zig");
+const fp8 = @import("linear_fp8.zig");
 const linear = @import("linear.zig");
 const Task = k.Task;
 const Stream = k.Stream;
@@ -28,16 +30,17 @@ pub fn fits(tasks: []const Task) bool {
     for ([_]usize{ q_at, k_at, v_at }) |i| {
         const of = &tasks[i];
         if (of.data[0] != norm.data[2] or of.has(2) or of.has(3)) return false;
-        const bf16 = k.dtype(of, 1) == .bf16 and k.dtype(of, 4) == .bf16;
-        if (!bf16 or !linear.isFast(of) or of.cols(4) % 8 != 0) return false;
+        const known = k.dtype(of, 1) == .bf16 or isEights(of);
+        if (!known or k.dtype(of, 4) != .bf16 or k.dtype(of, 1) != k.dtype(&tasks[q_at], 1) or !linear.isFast(of) or of.cols(4) % 8 != 0) return false;
     }
     const wired = q_rope.data[0] == tasks[q_at].data[4] and
         k_rope.data[0] == tasks[k_at].data[4] and append.data[0] == k_rope.data[3] and
         append.data[1] == tasks[v_at].data[4] and k_rope.data[1] == q_rope.data[1];
     const freqs = q_rope.cols(1);
     const pieces = freqs % 8 == 0 and q_rope.attrs[1] % 8 == 0;
-    return wired and pieces and follows(&tasks[q_at], &tasks[k_at]) and
-        follows(&tasks[k_at], &tasks[v_at]) and k.aligned(norm, &.{ 0, 2 }) and
+    const joined = isEights(&tasks[q_at]) or
+        (follows(&tasks[q_at], &tasks[k_at]) and follows(&tasks[k_at], &tasks[v_at]));
+    return wired and pieces and joined and k.aligned(norm, &.{ 0, 2 }) and
         k.aligned(q_rope, &.{3});
 }
 
@@ -51,12 +54,24 @@ fn columns(tasks: []const Task) u32 {
     return @intCast(tasks[q_at].cols(4) + tasks[k_at].cols(4) + tasks[v_at].cols(4));
 }
 
-/// Bytes for q, k and v side by side.
+fn isEights(of: *const Task) bool {
+    return k.dtype(of, 1) == .f8_e4m3;
+}
+
+/// Bytes for q, k and v side by side, and for rows in e4m3 behind them.
 pub fn spareBytes(tasks: []const Task) usize {
-    return @as(usize, tasks[norm_at].operands[2].shape[0]) * columns(tasks) * 2;
+    return joinedBytes(tasks) + fp8.taskSpareBytes(&tasks[q_at]);
+}
+fn joinedBytes(tasks: []const Task) usize {
+    const bytes = @as(usize, tasks[norm_at].operands[2].shape[0]) * columns(tasks) * 2;
+    return std.mem.alignForward(usize, bytes, 256);
 }
 
 pub fn launch(tasks: []const Task, s: *Stream) void {
+    if (isEights(&tasks[q_at])) {
+        apart(tasks, s);
+        return rotate(tasks, s);
+    }
     const norm = &tasks[norm_at];
     var product: Task = tasks[q_at];
     product.data[4] = s.spare;
@@ -72,6 +87,31 @@ pub fn launch(tasks: []const Task, s: *Stream) void {
         linear.kernels.linear.launch(&product, s);
     }
     rotate(tasks, s);
+}
+
+/// Three products side by side behind one norm.
+fn apart(tasks: []const Task, s: *Stream) void {
+    const norm = &tasks[norm_at];
+    const many = fp8.many(&tasks[q_at], s);
+    const from: fp8.From = .{ .of = &tasks[q_at], .norm = norm, .behind = joinedBytes(tasks) };
+    const eights = if (many) fp8.toEights(from, s) else null;
+    const first = decode.arguments(&tasks[q_at]);
+    const inside = !many and decode.takesNorm(&first, s);
+    if (!many and !inside) @import("norm.zig").kernels.rms_norm.launch(norm, s);
+    var column: usize = 0;
+    for ([_]usize{ q_at, k_at, v_at }) |i| {
+        var product: Task = tasks[i];
+        product.data[4] = s.spare.? + 2 * column;
+        product.operands[4].row_stride = columns(tasks);
+        column += tasks[i].cols(4);
+        if (eights) |x| {
+            fp8.product(&product, null, x, product.data[4], k.stride(&product, 4), s);
+        } else if (inside) {
+            var a = decode.arguments(&product);
+            decode.takeNorm(&a, norm, 1);
+            decode.launch(.rms, a, false, s);
+        } else linear.kernels.linear.launch(&product, s);
+    }
 }
 
 const RopeArgs = extern struct {

@@ -51,6 +51,11 @@ pub fn attr(t: *const Task, i: usize) i32 {
 pub fn at(t: *const Task, i: usize) ?[*]u8 {
     return if (i < t.n_operands) t.data[i] else null;
 }
+/// An address so many rows further, `step` elements of `bytes` each; none stays none.
+pub fn advance(to: ?[*]u8, n_rows: i32, step: i32, bytes: usize) ?[*]u8 {
+    const from = to orelse return null;
+    return from + @as(usize, @intCast(n_rows)) * @as(usize, @intCast(step)) * bytes;
+}
 /// Whether rows of these operands, where given, are whole 16-byte pieces at multiples of 16 bytes.
 pub fn aligned(t: *const Task, operands: []const usize) bool {
     for (operands) |i| {

@@ -1,12 +1,13 @@
 //! linear: bf16 throughout has fast kernels (`linear_decode.zig`, `linear_sm90.zig`), and so has
-//! bf16 times weights in blocks (`linear_blocks.zig`). Other dtypes, shapes and cards take the
-//! plain twin, which adds over k upwards as the CPU does. On a GPU weights lie in rows, those in
-//! blocks in panels of its own (`blocks.zig`).
+//! bf16 times weights in blocks (`linear_blocks.zig`) or of e4m3 (`linear_fp8.zig`). Other dtypes,
+//! shapes and cards take the plain twin, which adds over k upwards as the CPU does. On a GPU
+//! weights lie in rows, those in blocks in panels of its own (`blocks.zig`).
 
 const block = @import("../cpu/block.zig");
 const blocks = @import("linear_blocks.zig");
 const k = @import("kernel.zig");
 const decode = @import("linear_decode.zig");
+const fp8 = @import("linear_fp8.zig");
 const sm90 = @import("linear_sm90.zig");
 const Task = k.Task;
 const Stream = k.Stream;
@@ -18,6 +19,7 @@ fn linear(t: *const Task, s: *Stream) void {
     if (rows == 0) return;
     const f32_out = k.dtype(t, 4) == .f32;
     if (isFast(t) and k.aligned(t, &.{4})) {
+        if (k.dtype(t, 1) == .f8_e4m3) return fp8.linear(t, s);
         const a = decode.arguments(t);
         const in_blocks = block.is(a.dtype);
         if (if (in_blocks) blocks.fits(&a) else decode.takes(rows, s))
@@ -32,14 +34,17 @@ fn linear(t: *const Task, s: *Stream) void {
         if (in_blocks and rows <= decode.rows_max) return decode.launch(.plain, a, f32_out, s);
     }
     if (block.is(k.dtype(t, 1))) return blocks.plain(t, s);
+    if (k.dtype(t, 1) == .f8_e4m3) return fp8.plain(t, s);
     plain(t, s);
 }
 
 /// Whether the fast kernels take the command's inputs.
 pub fn isFast(t: *const Task) bool {
     const weight = k.dtype(t, 1);
-    return k.dtype(t, 0) == .bf16 and (weight == .bf16 or block.is(weight)) and
-        t.cols(0) % 8 == 0 and k.aligned(t, &.{ 0, 3 }) and @intFromPtr(t.data[1].?) % 16 == 0;
+    const columns: usize = if (weight == .f8_e4m3) fp8.columns else 8;
+    return k.dtype(t, 0) == .bf16 and
+        (weight == .bf16 or weight == .f8_e4m3 or block.is(weight)) and
+        t.cols(0) % columns == 0 and k.aligned(t, &.{ 0, 3 }) and @intFromPtr(t.data[1].?) % 16 == 0;
 }
 pub fn onHopper(t: *const Task, s: *const Stream) bool {
     return s.gpu.capability == 90 and t.cols(4) % 8 == 0;

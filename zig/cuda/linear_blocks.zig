@@ -61,16 +61,12 @@ pub fn decode(comptime mode: decode_file.Mode, a: Args, f32_out: bool, s: *Strea
     while (done < a.batch) : (done += part.batch) {
         part.batch = @min(rows_max, a.batch - done);
         while (part.batch > 1 and sharedBytes(&part, true) > most) part.batch -= 1;
-        part.x = advance(a.x, done, a.x_stride, 2);
-        part.gate = advance(a.gate, done, a.gate_stride, 2);
-        part.residual = advance(a.residual, done, a.residual_stride, 2);
-        part.out = advance(a.out, done, a.out_stride, if (f32_out) 4 else 2);
+        part.x = k.advance(a.x, done, a.x_stride, 2);
+        part.gate = k.advance(a.gate, done, a.gate_stride, 2);
+        part.residual = k.advance(a.residual, done, a.residual_stride, 2);
+        part.out = k.advance(a.out, done, a.out_stride, if (f32_out) 4 else 2);
         once(part, s);
     }
-}
-fn advance(to: ?[*]u8, rows: i32, stride: i32, bytes: usize) ?[*]u8 {
-    const from = to orelse return null;
-    return from + @as(usize, @intCast(rows)) * @as(usize, @intCast(stride)) * bytes;
 }
 
 fn once(a: Args, s: *Stream) void {

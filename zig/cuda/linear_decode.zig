@@ -1,9 +1,10 @@
 //! linear for 1 to 8 rows of bf16 (kernels/linear_decode.cu), with what may stand in front of it in
 //! the same kernel: a norm, a gated norm, and behind it the SwiGLU of two matrices. Weights in
-//! blocks have the same in `linear_blocks.zig`.
+//! blocks have the same in `linear_blocks.zig`, those of e4m3 in `linear_fp8.zig`.
 
 const block = @import("../cpu/block.zig");
 const blocks = @import("linear_blocks.zig");
+const fp8 = @import("linear_fp8.zig");
 const command = @import("command");
 const k = @import("kernel.zig");
 const Extra = @import("stream.zig").Extra;
@@ -33,7 +34,7 @@ pub const Args = extern struct {
     residual_stride: i32,
     out_stride: i32,
     eps: f32 = 0,
-    // What follows only the kernels for blocks read.
+    // What follows only the kernels for blocks and e4m3 read.
     mode: i32 = 0,
     swiglu: i32 = 0,
     out_f32: i32 = 0,
@@ -69,6 +70,7 @@ fn xBytes(a: *const Args) u32 {
 /// Whether x fits shared memory beside the ring, as the norms and SwiGLU need.
 pub fn staged(a: *const Args) bool {
     if (block.is(a.dtype)) return blocks.fits(a);
+    if (a.dtype == .f8_e4m3) return fp8.staged(a);
     return xBytes(a) + 4 * slot_bytes <= room;
 }
 
@@ -93,6 +95,7 @@ pub fn takeNorm(a: *Args, norm: *const Task, weight: usize) void {
 /// `f32_out`: what becomes scores; only `plain` and `rms` have it.
 pub fn launch(comptime mode: Mode, a: Args, f32_out: bool, s: *Stream) void {
     if (block.is(a.dtype)) return blocks.decode(mode, a, f32_out, s);
+    if (a.dtype == .f8_e4m3) return fp8.decode(mode, a, f32_out, s);
     const tile: usize = if (mode == .swiglu or mode == .rms_swiglu) 8 else 16;
     const tiles = k.blocks(@intCast(a.n), tile);
     const grid = [3]u32{ @min(tiles, 2 * s.gpu.multiprocessors), 1, 1 };

@@ -83,17 +83,42 @@ pub const Stream = struct {
         box: [2]u32,
     ) driver.TensorMap {
         const bf16 = 9;
+        return s.mapOf(bf16, 2, to, n_rows, n_cols, stride, box);
+    }
+    /// The same of a matrix of single bytes.
+    pub fn mapBytes(
+        s: *Stream,
+        to: ?[*]u8,
+        n_rows: u64,
+        n_cols: u64,
+        stride: u64,
+        box: [2]u32,
+    ) driver.TensorMap {
+        const uint8 = 0;
+        return s.mapOf(uint8, 1, to, n_rows, n_cols, stride, box);
+    }
+
+    fn mapOf(
+        s: *Stream,
+        element: c_int,
+        element_bytes: u64,
+        to: ?[*]u8,
+        n_rows: u64,
+        n_cols: u64,
+        stride: u64,
+        box: [2]u32,
+    ) driver.TensorMap {
         const swizzle_128 = 3;
         const promote_256 = 3;
         var m: driver.TensorMap = .{};
         if (s.result != driver.ok) return m;
         const r = s.gpu.api.cuTensorMapEncodeTiled(
             &m,
-            bf16,
+            element,
             2,
             @intFromPtr(to.?),
             &[_]u64{ n_cols, n_rows },
-            &[_]u64{stride * 2},
+            &[_]u64{stride * element_bytes},
             &box,
             &[_]u32{ 1, 1 },
             0,

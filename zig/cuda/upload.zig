@@ -47,14 +47,20 @@ pub const Upload = struct {
         return u.places[u.at];
     }
 
-    /// Starts to copy bytes of the place that `next` gave.
+    /// Starts to copy bytes of the place that `next` gave, and is done with it.
     pub fn start(u: *Upload, to: driver.Address, from: []const u8, f: *Failure) Rejected!void {
         const gpu = u.gpu.?;
-        const sent = gpu.api.cuMemcpyHtoDAsync_v2(to, from.ptr, from.len, u.stream);
-        try gpu.check(sent, "a write", f);
+        try u.along(to, from, f);
         const marked = gpu.api.cuEventRecordWithFlags(u.events[u.at], u.stream, 0);
         try gpu.check(marked, "a write", f);
         u.at ^= 1;
+    }
+
+    /// Starts to copy other bytes of it, before `start`.
+    pub fn along(u: *Upload, to: driver.Address, from: []const u8, f: *Failure) Rejected!void {
+        const gpu = u.gpu.?;
+        const sent = gpu.api.cuMemcpyHtoDAsync_v2(to, from.ptr, from.len, u.stream);
+        try gpu.check(sent, "a write", f);
     }
 
     /// Waits for all copies.

@@ -1,0 +1,288 @@
+// linear with e4m3 weights and activations as they are, any card: 1 to 8 rows of bf16 at the speed of the weights'
+// bytes, and a plain way for any rows, shapes and dtypes. Many rows on Hopper: linear_fp8_sm90.cu.
+//
+// Contract: W (N,K) lies as f32 scales of all rows (N rounded up to 16) and then the rows, K bytes each; a weight
+//   means its e4m3 number times its row's scale.
+//   fp8_decode_*  x (batch <= 8,K) bf16, K a multiple of 16, W 16-byte aligned; `mode`, `swiglu`, bias and residual
+//                 as in linear_decode.cu; out bf16 or f32. Sums of exact products in f32, the scale behind them. A
+//                 row's bits do not depend on the batch: every row is one column of the same matrix steps.
+//   fp8_linear_*  out = x W^T (+ bias) (+ residual), weights as zig/cpu/linear.zig has them: number times scale,
+//                 rounded once; sums over k upwards. No speed is claimed.
+//
+// Bytes moved: N*K, the weights once. Floor: that over the read bandwidth.
+// Ideas: - as in linear_decode.cu: own pieces by cp.async into a ring without barriers, filled before the kernel in
+//          front is waited for; 8 warps take the steps of a row in turn; sums in warp order;
+//        - an e4m3's bits moved four to the right, behind the sign, are a bf16 of 2^-120 its value, subnormals
+//          included: two shifts and two logical operations make two operands, and nothing is converted. x is staged
+//          2^60 times as large, so that products lie in the middle of what f32 holds;
+//        - the 16 k of a 16-byte piece feed four matrix steps directly: k may be permuted as long as x is, too.
+// Launch: fp8_decode: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
+//   dynamic smem STAGES * 16384 + (staged: batch * (K + 8) * 2). fp8_linear: 256, (ceil(N / 64), ceil(M / 64)).
+#include "common.cuh"
+
+struct DecodeArgs {
+    const uint8_t* w;
+    const uint8_t* w2;         // swiglu: the up projection
+    const bf16* x;             // (batch,K)
+    const bf16* gate;          // (batch,K), gated
+    const float* norm_weight;  // (K), rms and gated
+    const float* bias;         // (N) or null
+    const bf16* residual;      // (batch,N) or null; may be `out`
+    void* out;                 // (batch,N)
+    int batch, n, k;
+    int x_stride, gate_stride, residual_stride, out_stride;  // elements between rows
+    float eps;
+    int mode, swiglu, out_f32;
+};
+
+enum { PLAIN = 0, RMS = 1, GATED = 2 };
+constexpr int WARPS = 8, THREADS = 32 * WARPS, STEP = 128;
+constexpr int SLOT_BYTES = 64 * THREADS;  // four 16-byte pieces a thread
+constexpr int X_PAD = 8;                  // keeps rows of x on different banks
+constexpr float UP = 0x1p60f;
+constexpr uint32_t UP_BF16 = 0x5d805d80;
+
+DEVICE const float* scales_of(const uint8_t* w) { return (const float*)w; }
+DEVICE const uint8_t* rows_of(const uint8_t* w, int n) { return w + (size_t)(n + 15) / 16 * 64; }
+
+// Bytes 0 and 2 (1 and 3) of a word as two bf16 of 2^-120 their values.
+DEVICE uint32_t even(uint32_t w) { return (w << 8 & 0x80008000u) | (w << 4 & 0x07f007f0u); }
+DEVICE uint32_t odd(uint32_t w) { return (w & 0x80008000u) | (w >> 4 & 0x07f007f0u); }
+
+struct Fixed {
+    float red[2][WARPS][128];
+    float squares[8][WARPS];
+};
+
+// x to shared memory, of each four columns in the order 0, 2, 1, 3.
+DEVICE void stage(const DecodeArgs& a, bf16* xs, Fixed* f) {
+    const int pieces = a.k / 8;
+    for (int b = 0; b < a.batch; b++) {
+        float total = 0;
+        for (int c0 = threadIdx.x; c0 < pieces; c0 += 4 * THREADS) {
+            uint4 xr[4], gr[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {  // all loads first: one latency, not four
+                const int c = c0 + i * THREADS;
+                xr[i] = gr[i] = make_uint4(0, 0, 0, 0);
+                if (c < pieces) xr[i] = load_cg(a.x + (size_t)b * a.x_stride + c * 8);
+                if (c < pieces && a.mode == GATED) gr[i] = load_cg(a.gate + (size_t)b * a.gate_stride + c * 8);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int c = c0 + i * THREADS;
+                if (c >= pieces) break;
+                float v[8];
+                unpack8(xr[i], v);
+                if (a.mode == GATED) {
+                    float g[8];
+                    unpack8(gr[i], g);
+#pragma unroll
+                    for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
+                }
+                if (a.mode != PLAIN) {
+                    const float4 w0 = __ldg((const float4*)(a.norm_weight + c * 8));
+                    const float4 w1 = __ldg((const float4*)(a.norm_weight + c * 8 + 4));
+#pragma unroll
+                    for (int e = 0; e < 8; e++) total += v[e] * v[e];
+                    v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w;
+                    v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
+                }
+#pragma unroll
+                for (int e = 0; e < 8; e++) v[e] *= UP;
+                *(uint4*)(xs + b * (a.k + X_PAD) + c * 8) =
+                    make_uint4(pack_bf16(v[0], v[2]), pack_bf16(v[1], v[3]), pack_bf16(v[4], v[6]), pack_bf16(v[5], v[7]));
+            }
+        }
+        if (a.mode == PLAIN) continue;
+        total = warp_sum(total);
+        if ((threadIdx.x & 31) == 0) f->squares[b][threadIdx.x >> 5] = total;
+    }
+    __syncthreads();
+}
+
+// Sixteen columns of x for one piece, as operands B of four matrix steps.
+template <bool STAGED> DEVICE void operand(const bf16* row, uint32_t staged, int k, bool valid, uint32_t* x) {
+    uint4 u = make_uint4(0, 0, 0, 0), v = u;
+    if (valid) {
+        u = STAGED ? lds128(staged + k * 2) : load_cg(row + k);
+        v = STAGED ? lds128(staged + k * 2 + 16) : load_cg(row + k + 8);
+    }
+    x[0] = u.x, x[1] = u.y, x[2] = u.z, x[3] = u.w, x[4] = v.x, x[5] = v.y, x[6] = v.z, x[7] = v.w;
+    if (!STAGED)
+#pragma unroll
+        for (int i = 0; i < 8; i += 2) {
+            const uint32_t lo = __byte_perm(x[i], x[i + 1], 0x5410), hi = __byte_perm(x[i], x[i + 1], 0x7632);
+            asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(x[i]) : "r"(lo), "r"(UP_BF16), "r"(0x80008000u));
+            asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(x[i + 1]) : "r"(hi), "r"(UP_BF16), "r"(0x80008000u));
+        }
+}
+DEVICE void steps(float* acc, const uint4& p, const uint4& q, const uint32_t* x) {
+    const uint32_t a[4] = {p.x, p.y, p.z, p.w}, b[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) mma_bf16(acc, even(a[i]), even(b[i]), odd(a[i]), odd(b[i]), x[2 * i], x[2 * i + 1]);
+}
+
+template <bool STAGED, int STAGES> DEVICE void decode(const DecodeArgs& a) {
+    extern __shared__ __align__(128) uint8_t smem[];
+    __shared__ Fixed fixed;
+    bf16* xs = (bf16*)(smem + STAGES * SLOT_BYTES);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const uint32_t ring = smem_addr(smem) + warp * 512 + lane * 16;
+    const int tile_n = a.swiglu ? 8 : 16, tiles = (a.n + tile_n - 1) / tile_n;
+    const int iters = ((a.k + STEP - 1) / STEP + WARPS - 1) / WARPS;
+    const int my_tiles = ((int)blockIdx.x < tiles) ? (tiles - 1 - blockIdx.x) / gridDim.x + 1 : 0;
+    const uint8_t* w = rows_of(a.w, a.n);
+    const uint8_t* w2 = a.swiglu ? rows_of(a.w2, a.n) : w;
+
+    // The copying side. A tile starts its walk over k at its own place, as in linear_decode.cu.
+    int c_tile = blockIdx.x, c_it = 0, c_left = my_tiles * iters, c_slot = 0, c_step = (c_tile * 5) % iters;
+    auto copy_next = [&]() {
+        if (c_left > 0) {
+            const int k = (c_step * WARPS + warp) * STEP + t * 16, r0 = c_tile * tile_n + g, r1 = a.swiglu ? r0 : r0 + 8;
+            const bool v0 = r0 < a.n, v1 = r1 < a.n, k0 = k < a.k, k1 = k + 64 < a.k;
+            const uint8_t* p0 = w + (size_t)(v0 ? r0 : 0) * a.k + k;
+            const uint8_t* p1 = w2 + (size_t)(v1 ? r1 : 0) * a.k + k;
+            const uint32_t dst = ring + c_slot * SLOT_BYTES;
+            cp_async16(dst, k0 ? p0 : w, v0 && k0);
+            cp_async16(dst + 4096, k1 ? p0 + 64 : w, v0 && k1);
+            cp_async16(dst + 8192, k0 ? p1 : w, v1 && k0);
+            cp_async16(dst + 12288, k1 ? p1 + 64 : w, v1 && k1);
+            c_left--;
+            if (++c_step == iters) c_step = 0;
+            if (++c_it == iters) c_it = 0, c_tile += gridDim.x, c_step = (c_tile * 5) % iters;
+            if (++c_slot == STAGES) c_slot = 0;
+        }
+        cp_async_commit();
+    };
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) copy_next();
+    if (a.mode != PLAIN)
+        for (int i = threadIdx.x * 32; i < a.k; i += THREADS * 32)
+            asm volatile("prefetch.global.L1 [%0];" ::"l"(a.norm_weight + i));
+    pdl_wait();
+    pdl_launch();
+    if (t < 2 && c_left > 0) {  // memory works on into L2 while x is fetched
+        const int r = c_tile * tile_n + g + (!a.swiglu && t ? 8 : 0);
+        const uint8_t* p = (t ? w2 : w) + (size_t)min(r, a.n - 1) * a.k;
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            const int step = c_step + i < iters ? c_step + i : c_step + i - iters, k = (step * WARPS + warp) * STEP;
+            if (c_it + i < iters && k < a.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + k));
+        }
+    }
+    if (STAGED) stage(a, xs, &fixed);
+
+    int slot = 0, buffer = 0;
+    const bool row = g < a.batch;
+    const uint32_t staged = smem_addr(xs) + g * (a.k + X_PAD) * 2;
+    const bf16* direct = a.x + (size_t)(row ? g : 0) * a.x_stride;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const int b = threadIdx.x >> 4, r = threadIdx.x & 15, n = tile * tile_n + (a.swiglu ? r & 7 : r);
+        float onto = 0, scale = 0;  // asked for early: their latency is the stream's
+        if (threadIdx.x < 128 && b < a.batch && n < a.n) {
+            scale = __ldg(scales_of(a.swiglu && r >= 8 ? a.w2 : a.w) + n);
+            if (a.residual && (!a.swiglu || r < 8)) onto = to_f32(a.residual[(size_t)b * a.residual_stride + n]);
+        }
+        float acc[4] = {0, 0, 0, 0}, far[4] = {0, 0, 0, 0};
+        int step = (tile * 5) % iters;
+        for (int it = 0; it < iters; it++) {
+            const int k = (step * WARPS + warp) * STEP + t * 16;
+            if (++step == iters) step = 0;
+            uint32_t x0[8], x1[8];
+            operand<STAGED>(direct, staged, k, row && k < a.k, x0);
+            operand<STAGED>(direct, staged, k + 64, row && k + 64 < a.k, x1);
+            cp_async_wait<STAGES - 2>();
+            const uint32_t src = ring + slot * SLOT_BYTES;
+            const uint4 p0 = lds128(src), p1 = lds128(src + 4096), q0 = lds128(src + 8192), q1 = lds128(src + 12288);
+            copy_next();
+            steps(acc, p0, q0, x0);
+            steps(far, p1, q1, x1);
+            if (++slot == STAGES) slot = 0;
+        }
+        // Sums of the warps, in warp order: red[warp][column * 16 + row].
+        float* red = fixed.red[buffer][warp];
+        red[2 * t * 16 + g] = acc[0] + far[0], red[(2 * t + 1) * 16 + g] = acc[1] + far[1];
+        red[2 * t * 16 + g + 8] = acc[2] + far[2], red[(2 * t + 1) * 16 + g + 8] = acc[3] + far[3];
+        __syncthreads();
+        if (threadIdx.x < 128) {
+            float s = 0;
+#pragma unroll
+            for (int i = 0; i < WARPS; i++) s += fixed.red[buffer][i][threadIdx.x];
+            s = s * UP * scale;
+            if (a.mode != PLAIN && b < a.batch) {
+                float total = 0;
+#pragma unroll
+                for (int i = 0; i < WARPS; i++) total += fixed.squares[b][i];
+                s *= rsqrtf(total / a.k + a.eps);
+            }
+            const float up = __shfl_down_sync(~0u, s, 8);
+            if (a.swiglu) s = silu(s) * up;
+            if (b < a.batch && n < a.n && (!a.swiglu || r < 8)) {
+                if (a.bias) s += a.bias[n];
+                if (a.residual) s += onto;
+                if (a.out_f32) ((float*)a.out)[(size_t)b * a.out_stride + n] = s;
+                else ((bf16*)a.out)[(size_t)b * a.out_stride + n] = __float2bfloat16_rn(s);
+            }
+        }
+        buffer ^= 1;
+    }
+}
+
+// The number in a name is STAGES; `direct` reads x from L2 as it goes, where it does not fit.
+#define DECODE(NAME, STAGED, STAGES)                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(const __grid_constant__ DecodeArgs a) {   \
+        decode<STAGED, STAGES>(a);                                                                          \
+    }
+DECODE(fp8_decode_4, true, 4)
+DECODE(fp8_decode_5, true, 5)
+DECODE(fp8_decode_6_direct, false, 6)
+
+struct LinearArgs {
+    const void* x;
+    const uint8_t* w;
+    const float* bias;
+    const void* residual;
+    void* out;
+    int m, n, k, x_stride, residual_stride, out_stride;
+};
+DEVICE float value(uint8_t b) { return __uint_as_float((uint32_t)(b & 0x80) << 24 | (uint32_t)(b & 0x7f) << 20) * 0x1p120f; }
+
+template <typename T, typename OUT> DEVICE void linear(const LinearArgs& a) {
+    __shared__ float xs[16][65], ws[16][65];
+    pdl_wait();
+    pdl_launch();
+    const int n0 = blockIdx.x * 64, m0 = blockIdx.y * 64, tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
+    const uint8_t* rows = rows_of(a.w, a.n);
+    float acc[4][4] = {};
+    for (int k0 = 0; k0 < a.k; k0 += 16) {
+        for (int i = threadIdx.x; i < 1024; i += 256) {
+            const int r = i >> 4, k = k0 + (i & 15);
+            const bool there = k < a.k;
+            xs[i & 15][r] = there && m0 + r < a.m ? to_f32(((const T*)a.x)[(size_t)(m0 + r) * a.x_stride + k]) : 0.0f;
+            ws[i & 15][r] = there && n0 + r < a.n
+                ? value(rows[(size_t)(n0 + r) * a.k + k]) * scales_of(a.w)[n0 + r] : 0.0f;
+        }
+        __syncthreads();
+        for (int k = 0; k < 16; k++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) acc[i][j] = fmaf(xs[k][ty + 16 * i], ws[k][tx + 16 * j], acc[i][j]);
+        __syncthreads();
+    }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) {
+            const int r = m0 + ty + 16 * i, c = n0 + tx + 16 * j;
+            if (r >= a.m || c >= a.n) continue;
+            float s = acc[i][j];
+            if (a.bias) s += a.bias[c];
+            if (a.residual) s += to_f32(((const T*)a.residual)[(size_t)r * a.residual_stride + c]);
+            ((OUT*)a.out)[(size_t)r * a.out_stride + c] = from_f32<OUT>(s);
+        }
+}
+#define LINEAR(NAME, T, OUT)                                                                                \
+    extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ LinearArgs a) { linear<T, OUT>(a); }
+LINEAR(fp8_linear_f32_f32, float, float)
+LINEAR(fp8_linear_bf16_f32, bf16, float)
+LINEAR(fp8_linear_bf16_bf16, bf16, bf16)

@@ -1,0 +1,252 @@
+//! linear with e4m3 weights. A few rows: kernels/linear_fp8.cu, activations as they are. More on
+//! Hopper: the rows become e4m3, each with a scale of its own and with what stands in front of the
+//! product (a norm, a gated norm), and are multiplied in e4m3 by kernels/linear_fp8_sm90.cu. What is left
+//! takes the plain way. A weight lies as f32 scales of all its rows, whole panels of them, and then
+//! the rows.
+
+const std = @import("std");
+const command = @import("command");
+const decode_file = @import("linear_decode.zig");
+const k = @import("kernel.zig");
+const Args = decode_file.Args;
+const Extra = k.Extra;
+const Stream = k.Stream;
+const Task = k.Task;
+
+/// Columns that a row is a multiple of where the fast kernels take it.
+pub const columns = 16;
+/// Columns of a row that one block turns into e4m3.
+const columns_max = 16384;
+const slot_bytes = 16384;
+/// Dynamic shared memory with which two blocks fit a multiprocessor.
+const room = 115712 - 8832;
+const pad = 8;
+
+/// Bytes of the scales in front of n rows.
+pub fn scaleBytes(n: u64) u64 {
+    return std.mem.alignForward(u64, n, command.panel) * @sizeOf(f32);
+}
+
+fn xBytes(a: *const Args) u32 {
+    return @intCast(a.batch * (a.k + pad) * 2);
+}
+/// Whether x fits shared memory beside the ring, as the norms need.
+pub fn staged(a: *const Args) bool {
+    return xBytes(a) + 4 * slot_bytes <= room;
+}
+
+/// Up to `rows_max` rows in one launch, more in several.
+pub fn decode(comptime mode: decode_file.Mode, a: Args, f32_out: bool, s: *Stream) void {
+    var part = a;
+    part.mode = switch (mode) {
+        .plain, .swiglu => 0,
+        .rms, .rms_swiglu => 1,
+        .gated => 2,
+    };
+    part.swiglu = @intFromBool(mode == .swiglu or mode == .rms_swiglu);
+    part.out_f32 = @intFromBool(f32_out);
+    var done: i32 = 0;
+    while (done < a.batch) : (done += part.batch) {
+        part.batch = @min(decode_file.rows_max, a.batch - done);
+        part.x = k.advance(a.x, done, a.x_stride, 2);
+        part.gate = k.advance(a.gate, done, a.gate_stride, 2);
+        part.residual = k.advance(a.residual, done, a.residual_stride, 2);
+        part.out = k.advance(a.out, done, a.out_stride, if (f32_out) 4 else 2);
+        once(part, s);
+    }
+}
+
+fn once(a: Args, s: *Stream) void {
+    const tiles = k.blocks(@intCast(a.n), if (a.swiglu != 0) 8 else 16);
+    const grid = [3]u32{ @min(tiles, 2 * s.gpu.multiprocessors), 1, 1 };
+    inline for (.{ 5, 4 }) |slots| if (xBytes(&a) + slots * slot_bytes <= room) {
+        const extra: Extra = .{ .shared_bytes = slots * slot_bytes + xBytes(&a) };
+        const name = comptime k.name("fp8_decode_{d}", .{slots});
+        return s.launch("linear_fp8", name, grid, 256, .{a}, extra);
+    };
+    const extra: Extra = .{ .shared_bytes = 6 * slot_bytes };
+    s.launch("linear_fp8", "fp8_decode_6_direct", grid, 256, .{a}, extra);
+}
+
+/// A product by itself, whose inputs the fast kernels take.
+pub fn linear(t: *const Task, s: *Stream) void {
+    const f32_out = k.dtype(t, 4) == .f32;
+    if (decode_file.takes(k.rows(t, 0), s) or f32_out)
+        return decode(.plain, decode_file.arguments(t), f32_out, s);
+    if (!many(t, s)) return plain(t, s);
+    product(t, null, toEights(.{ .of = t }, s), k.at(t, 4), k.stride(t, 4), s);
+}
+
+/// Whether a product, whose inputs the fast kernels take, runs in e4m3 throughout.
+pub fn many(t: *const Task, s: *const Stream) bool {
+    return k.dtype(t, 1) == .f8_e4m3 and s.gpu.capability == 90 and t.cols(4) % 8 == 0 and
+        t.cols(0) <= columns_max and k.dtype(t, 4) == .bf16 and
+        !decode_file.takes(k.rows(t, 0), s);
+}
+
+/// Rows in e4m3 and their scales, in the stream's spare memory.
+const Eights = struct { rows: [*]u8, scales: [*]u8 };
+
+/// Bytes of spare memory that so many rows take.
+pub fn spareBytes(rows: u64, cols: u64) u64 {
+    return scalesAt(rows, cols) + rows * @sizeOf(f32);
+}
+fn scalesAt(rows: u64, cols: u64) u64 {
+    return std.mem.alignForward(u64, rows * cols, 256);
+}
+/// The same for the product `t`, at its plan's capacity; 0 where it is none of e4m3.
+pub fn taskSpareBytes(t: *const Task) u64 {
+    if (t.op != .linear or k.dtype(t, 1) != .f8_e4m3) return 0;
+    return spareBytes(t.operands[0].shape[0], t.cols(0));
+}
+
+const RowsArgs = extern struct {
+    x: ?[*]u8,
+    gate: ?[*]u8 = null,
+    norm_weight: ?[*]u8 = null,
+    out: [*]u8,
+    scale: [*]u8,
+    k: i32,
+    x_stride: i32,
+    gate_stride: i32 = 0,
+    out_stride: i32,
+    mode: i32 = 0,
+    eps: f32 = 0,
+};
+
+/// What becomes e4m3: the input of `of`, or a norm's instead.
+pub const From = struct {
+    of: *const Task,
+    norm: ?*const Task = null,
+    /// Bytes of spare memory to leave alone.
+    behind: u64 = 0,
+};
+
+pub fn toEights(from: From, s: *Stream) Eights {
+    const rows = k.rows(from.of, 0);
+    const to = s.spare.? + from.behind;
+    const cols = from.of.cols(0);
+    const made: Eights = .{ .rows = to, .scales = to + scalesAt(rows, cols) };
+    var a: RowsArgs = .{
+        .x = k.at(from.of, 0),
+        .out = made.rows,
+        .scale = made.scales,
+        .k = @intCast(cols),
+        .x_stride = k.stride(from.of, 0),
+        .out_stride = @intCast(cols),
+    };
+    if (from.norm) |norm| {
+        const gated = norm.op == .rms_norm_gated;
+        a.x = k.at(norm, 0);
+        a.x_stride = k.stride(norm, 0);
+        a.norm_weight = k.at(norm, if (gated) 2 else 1);
+        a.mode = if (gated) 2 else 1;
+        a.eps = norm.attrF(0);
+        if (gated) {
+            a.gate = k.at(norm, 1);
+            a.gate_stride = k.stride(norm, 1);
+        }
+    }
+    s.launch("linear_fp8_sm90", "fp8_rows_sm90", .{ rows, 1, 1 }, 512, .{a}, .{});
+    return made;
+}
+
+const GemmArgs = extern struct {
+    bias: ?[*]u8,
+    residual: ?[*]u8,
+    rows_ptr: ?[*]u8 = null,
+    m: i32,
+    n: i32,
+    k: i32,
+    residual_stride: i32,
+    x_scale: [*]u8,
+    w_scale: ?[*]u8,
+    w2_scale: ?[*]u8,
+};
+const shared_bytes = 230656;
+
+/// x times the weight of `t`; with `up` the SwiGLU of both.
+pub fn product(
+    t: *const Task,
+    up: ?*const Task,
+    x: Eights,
+    out: ?[*]u8,
+    out_stride: i32,
+    s: *Stream,
+) void {
+    const rows = k.rows(t, 0);
+    const n = t.cols(4);
+    const cols = t.cols(0);
+    const clusters = s.gpu.multiprocessors / 2;
+    // Narrow tiles where wide ones would leave clusters without work.
+    const wide = k.blocks(rows, 256) * k.blocks(if (up == null) n else 2 * n, 256) >=
+        clusters * 3 / 4;
+    const box: u32 = if (wide) 128 else 64;
+    const w = k.at(t, 1).?;
+    const w2 = if (up) |of| k.at(of, 1).? else w;
+    const a: GemmArgs = .{
+        .bias = k.at(t, 2),
+        .residual = k.at(t, 3),
+        .m = @intCast(rows),
+        .n = @intCast(n),
+        .k = @intCast(cols),
+        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
+        .x_scale = x.scales,
+        .w_scale = w,
+        .w2_scale = w2,
+    };
+    const args = .{
+        s.mapBytes(x.rows, rows, cols, cols, .{ 128, 128 }),
+        s.mapBytes(w + scaleBytes(n), n, cols, cols, .{ 128, box }),
+        s.mapBytes(w2 + scaleBytes(n), n, cols, cols, .{ 128, box }),
+        s.map(out, rows, n, @intCast(out_stride), .{ 64, 64 }),
+        a,
+    };
+    const tile: usize = if (up == null) 2 * box else box;
+    const pairs = k.blocks(rows, 256) * k.blocks(n, tile);
+    const grid = [3]u32{ 2 * @min(clusters, pairs), 1, 1 };
+    const extra: Extra = .{ .shared_bytes = shared_bytes, .cluster = 2 };
+    const stem = "linear_fp8_sm90";
+    if (up != null) {
+        if (wide) return s.launch(stem, "gemm_swiglu_256_e4m3", grid, 384, args, extra);
+        return s.launch(stem, "gemm_swiglu_128_e4m3", grid, 384, args, extra);
+    }
+    if (wide) return s.launch(stem, "gemm_256_e4m3", grid, 384, args, extra);
+    s.launch(stem, "gemm_128_e4m3", grid, 384, args, extra);
+}
+
+const PlainArgs = extern struct {
+    x: ?[*]u8,
+    w: ?[*]u8,
+    bias: ?[*]u8,
+    residual: ?[*]u8,
+    out: ?[*]u8,
+    m: i32,
+    n: i32,
+    k: i32,
+    x_stride: i32,
+    residual_stride: i32,
+    out_stride: i32,
+};
+
+/// Any rows, card and dtypes.
+pub fn plain(t: *const Task, s: *Stream) void {
+    const a: PlainArgs = .{
+        .x = k.at(t, 0),
+        .w = k.at(t, 1),
+        .bias = k.at(t, 2),
+        .residual = k.at(t, 3),
+        .out = k.at(t, 4),
+        .m = @intCast(k.rows(t, 0)),
+        .n = k.cols(t, 4),
+        .k = k.cols(t, 0),
+        .x_stride = k.stride(t, 0),
+        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
+        .out_stride = k.stride(t, 4),
+    };
+    const grid = [3]u32{ k.blocks(t.cols(4), 64), k.blocks(k.rows(t, 0), 64), 1 };
+    const stem = "linear_fp8";
+    if (k.dtype(t, 0) == .f32) return s.launch(stem, "fp8_linear_f32_f32", grid, 256, .{a}, .{});
+    if (k.dtype(t, 4) == .f32) return s.launch(stem, "fp8_linear_bf16_f32", grid, 256, .{a}, .{});
+    s.launch(stem, "fp8_linear_bf16_bf16", grid, 256, .{a}, .{});
+}

@@ -17,7 +17,7 @@
 //          2^60 times as large, so that products lie in the middle of what f32 holds;
 //        - the 16 k of a 16-byte piece feed four matrix steps directly: k may be permuted as long as x is, too.
 // Launch: fp8_decode: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
-//   dynamic smem STAGES * 16384 + (staged: batch * (K + 8) * 2). fp8_linear: 256, (ceil(N / 64), ceil(M / 64)).
+//   dynamic smem STAGES * 16384 + (staged: batch * (K to a multiple of 1024, + 8) * 2). fp8_linear: 256, (ceil(N / 64), ceil(M / 64)).
 #include "common.cuh"
 
 struct DecodeArgs {
@@ -52,11 +52,12 @@ DEVICE uint32_t odd(uint32_t w) { return (w & 0x80008000u) | (w >> 4 & 0x07f007f
 struct Fixed {
     float red[2][WARPS][128];
     float squares[8][WARPS];
+    alignas(16) uint32_t zeros[8];
 };
 
-// x to shared memory, of each four columns in the order 0, 2, 1, 3.
-DEVICE void stage(const DecodeArgs& a, bf16* xs, Fixed* f) {
-    const int pieces = a.k / 8;
+// x to shared memory, of each four columns in the order 0, 2, 1, 3; zeros behind it up to `pitch`.
+DEVICE void stage(const DecodeArgs& a, bf16* xs, int pitch, Fixed* f) {
+    const int pieces = pitch / 8;
     for (int b = 0; b < a.batch; b++) {
         float total = 0;
         for (int c0 = threadIdx.x; c0 < pieces; c0 += 4 * THREADS) {
@@ -65,8 +66,8 @@ DEVICE void stage(const DecodeArgs& a, bf16* xs, Fixed* f) {
             for (int i = 0; i < 4; i++) {  // all loads first: one latency, not four
                 const int c = c0 + i * THREADS;
                 xr[i] = gr[i] = make_uint4(0, 0, 0, 0);
-                if (c < pieces) xr[i] = load_cg(a.x + (size_t)b * a.x_stride + c * 8);
-                if (c < pieces && a.mode == GATED) gr[i] = load_cg(a.gate + (size_t)b * a.gate_stride + c * 8);
+                if (c * 8 < a.k) xr[i] = load_cg(a.x + (size_t)b * a.x_stride + c * 8);
+                if (c * 8 < a.k && a.mode == GATED) gr[i] = load_cg(a.gate + (size_t)b * a.gate_stride + c * 8);
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -80,7 +81,7 @@ DEVICE void stage(const DecodeArgs& a, bf16* xs, Fixed* f) {
 #pragma unroll
                     for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
                 }
-                if (a.mode != PLAIN) {
+                if (a.mode != PLAIN && c * 8 < a.k) {
                     const float4 w0 = __ldg((const float4*)(a.norm_weight + c * 8));
                     const float4 w1 = __ldg((const float4*)(a.norm_weight + c * 8 + 4));
 #pragma unroll
@@ -90,7 +91,7 @@ DEVICE void stage(const DecodeArgs& a, bf16* xs, Fixed* f) {
                 }
 #pragma unroll
                 for (int e = 0; e < 8; e++) v[e] *= UP;
-                *(uint4*)(xs + b * (a.k + X_PAD) + c * 8) =
+                *(uint4*)(xs + b * (pitch + X_PAD) + c * 8) =
                     make_uint4(pack_bf16(v[0], v[2]), pack_bf16(v[1], v[3]), pack_bf16(v[4], v[6]), pack_bf16(v[5], v[7]));
             }
         }
@@ -101,13 +102,12 @@ DEVICE void stage(const DecodeArgs& a, bf16* xs, Fixed* f) {
     __syncthreads();
 }
 
-// Sixteen columns of x for one piece, as operands B of four matrix steps.
-template <bool STAGED> DEVICE void operand(const bf16* row, uint32_t staged, int k, bool valid, uint32_t* x) {
+// Sixteen columns of x for one piece, as operands B of four matrix steps. Staged, rows that are not there are zeros
+// somewhere, and `bytes` of a column 0.
+template <bool STAGED> DEVICE void operand(const bf16* row, uint32_t staged, int k, int bytes, int cols, uint32_t* x) {
     uint4 u = make_uint4(0, 0, 0, 0), v = u;
-    if (valid) {
-        u = STAGED ? lds128(staged + k * 2) : load_cg(row + k);
-        v = STAGED ? lds128(staged + k * 2 + 16) : load_cg(row + k + 8);
-    }
+    if (STAGED) u = lds128(staged + k * bytes), v = lds128(staged + k * bytes + 16);
+    else if (bytes && k < cols) u = load_cg(row + k), v = load_cg(row + k + 8);
     x[0] = u.x, x[1] = u.y, x[2] = u.z, x[3] = u.w, x[4] = v.x, x[5] = v.y, x[6] = v.z, x[7] = v.w;
     if (!STAGED)
 #pragma unroll
@@ -135,26 +135,34 @@ template <bool STAGED, int STAGES> DEVICE void decode(const DecodeArgs& a) {
     const uint8_t* w = rows_of(a.w, a.n);
     const uint8_t* w2 = a.swiglu ? rows_of(a.w2, a.n) : w;
 
-    // The copying side. A tile starts its walk over k at its own place, as in linear_decode.cu.
-    int c_tile = blockIdx.x, c_it = 0, c_left = my_tiles * iters, c_slot = 0, c_step = (c_tile * 5) % iters;
+    // The copying side. A tile starts its walk over k at its own place, as in linear_decode.cu. What lies beyond N
+    // or K repeats the last there is: no bits of a weight are no number, and x is zero there.
+    constexpr int STRIDE = WARPS * STEP, LAST = (STAGES - 1) * SLOT_BYTES;
+    int c_tile = blockIdx.x, c_it = 0, c_left = my_tiles * iters, c_k = 0;
+    uint32_t c_dst = ring;
+    const uint8_t *p0, *p1;
+    auto tile_begins = [&]() {
+        const int r0 = c_tile * tile_n + g;
+        p0 = w + (size_t)min(r0, a.n - 1) * a.k;
+        p1 = w2 + (size_t)min(a.swiglu ? r0 : r0 + 8, a.n - 1) * a.k;
+        c_k = (c_tile * 5) % iters * STRIDE + warp * STEP + t * 16;
+    };
     auto copy_next = [&]() {
         if (c_left > 0) {
-            const int k = (c_step * WARPS + warp) * STEP + t * 16, r0 = c_tile * tile_n + g, r1 = a.swiglu ? r0 : r0 + 8;
-            const bool v0 = r0 < a.n, v1 = r1 < a.n, k0 = k < a.k, k1 = k + 64 < a.k;
-            const uint8_t* p0 = w + (size_t)(v0 ? r0 : 0) * a.k + k;
-            const uint8_t* p1 = w2 + (size_t)(v1 ? r1 : 0) * a.k + k;
-            const uint32_t dst = ring + c_slot * SLOT_BYTES;
-            cp_async16(dst, k0 ? p0 : w, v0 && k0);
-            cp_async16(dst + 4096, k1 ? p0 + 64 : w, v0 && k1);
-            cp_async16(dst + 8192, k0 ? p1 : w, v1 && k0);
-            cp_async16(dst + 12288, k1 ? p1 + 64 : w, v1 && k1);
+            const int k0 = min(c_k, a.k - 16), k1 = min(c_k + 64, a.k - 16);
+            cp_async16(c_dst, p0 + k0, true);
+            cp_async16(c_dst + 4096, p0 + k1, true);
+            cp_async16(c_dst + 8192, p1 + k0, true);
+            cp_async16(c_dst + 12288, p1 + k1, true);
             c_left--;
-            if (++c_step == iters) c_step = 0;
-            if (++c_it == iters) c_it = 0, c_tile += gridDim.x, c_step = (c_tile * 5) % iters;
-            if (++c_slot == STAGES) c_slot = 0;
+            c_k += STRIDE;
+            if (c_k >= iters * STRIDE) c_k -= iters * STRIDE;
+            if (++c_it == iters) c_it = 0, c_tile += gridDim.x, tile_begins();
+            c_dst = c_dst == ring + LAST ? ring : c_dst + SLOT_BYTES;
         }
         cp_async_commit();
     };
+    tile_begins();
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) copy_next();
     if (a.mode != PLAIN)
@@ -163,19 +171,22 @@ template <bool STAGED, int STAGES> DEVICE void decode(const DecodeArgs& a) {
     pdl_wait();
     pdl_launch();
     if (t < 2 && c_left > 0) {  // memory works on into L2 while x is fetched
-        const int r = c_tile * tile_n + g + (!a.swiglu && t ? 8 : 0);
-        const uint8_t* p = (t ? w2 : w) + (size_t)min(r, a.n - 1) * a.k;
+        const uint8_t* p = t ? p1 : p0;
 #pragma unroll
         for (int i = 0; i < 3; i++) {
-            const int step = c_step + i < iters ? c_step + i : c_step + i - iters, k = (step * WARPS + warp) * STEP;
+            int k = c_k + i * STRIDE;
+            if (k >= iters * STRIDE) k -= iters * STRIDE;
             if (c_it + i < iters && k < a.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + k));
         }
     }
-    if (STAGED) stage(a, xs, &fixed);
+    if (threadIdx.x < 8) fixed.zeros[threadIdx.x] = 0;  // seen by all behind the barrier of `stage`
+    if (STAGED) stage(a, xs, iters * STRIDE, &fixed);
 
-    int slot = 0, buffer = 0;
+    int buffer = 0;
+    uint32_t src = ring;
     const bool row = g < a.batch;
-    const uint32_t staged = smem_addr(xs) + g * (a.k + X_PAD) * 2;
+    const int bytes = row ? 2 : 0;
+    const uint32_t staged = row ? smem_addr(xs) + g * (iters * STRIDE + X_PAD) * 2 : smem_addr(fixed.zeros);
     const bf16* direct = a.x + (size_t)(row ? g : 0) * a.x_stride;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const int b = threadIdx.x >> 4, r = threadIdx.x & 15, n = tile * tile_n + (a.swiglu ? r & 7 : r);
@@ -185,20 +196,19 @@ template <bool STAGED, int STAGES> DEVICE void decode(const DecodeArgs& a) {
             if (a.residual && (!a.swiglu || r < 8)) onto = to_f32(a.residual[(size_t)b * a.residual_stride + n]);
         }
         float acc[4] = {0, 0, 0, 0}, far[4] = {0, 0, 0, 0};
-        int step = (tile * 5) % iters;
+        int k = (tile * 5) % iters * STRIDE + warp * STEP + t * 16;
         for (int it = 0; it < iters; it++) {
-            const int k = (step * WARPS + warp) * STEP + t * 16;
-            if (++step == iters) step = 0;
             uint32_t x0[8], x1[8];
-            operand<STAGED>(direct, staged, k, row && k < a.k, x0);
-            operand<STAGED>(direct, staged, k + 64, row && k + 64 < a.k, x1);
+            operand<STAGED>(direct, staged, k, bytes, a.k, x0);
+            operand<STAGED>(direct, staged, k + 64, bytes, a.k, x1);
+            k += STRIDE;
+            if (k >= iters * STRIDE) k -= iters * STRIDE;
             cp_async_wait<STAGES - 2>();
-            const uint32_t src = ring + slot * SLOT_BYTES;
             const uint4 p0 = lds128(src), p1 = lds128(src + 4096), q0 = lds128(src + 8192), q1 = lds128(src + 12288);
             copy_next();
             steps(acc, p0, q0, x0);
             steps(far, p1, q1, x1);
-            if (++slot == STAGES) slot = 0;
+            src = src == ring + LAST ? ring : src + SLOT_BYTES;
         }
         // Sums of the warps, in warp order: red[warp][column * 16 + row].
         float* red = fixed.red[buffer][warp];

@@ -1,14 +1,16 @@
-// sample: the next id of every row of scores; logits_warp: temperature, top-k, top-p and min-p, in HF's order.
+// sample: the next id of every row of scores; logits_warp: temperature, top-k, top-p, min-p and typical-p, in HF's
+// order.
 //
 // Contract (as zig/cpu/sample.zig and logits_warp.zig): greedy takes the largest score, the smallest id on a
 //   tie. A draw inverts the cumulative softmax in the order of ids at Philox4x32-10's number for (generated,
 //   stream) under the seed. NaN counts as -inf; where nothing is above -inf the id is -1; a finished sequence
 //   gets pad_id. top-k keeps everything not below the k-th score; top-p the best ids until their mass reaches
-//   p, of equal scores the larger id first; min-p what has at least min_p of the best probability. Removed ids
-//   get -inf. out may be the scores. typical_p is not looked at: a plan that wants it warps on the host.
+//   p, of equal scores the larger id first; min-p what has at least min_p of the best probability; typical-p, of
+//   what is left, the ids whose surprise is nearest to the entropy until their mass reaches p. Removed ids get -inf.
+//   out may be the scores.
 //   scores f32 (rows, vocab), vocab at most 524288. History rules (logits_process) come before, elsewhere.
 //
-// Bytes: each pass reads a row once, from L2: 2 passes for a draw, up to 9 for a warp.
+// Bytes: each pass reads a row once, from L2: 2 passes for a draw, up to 13 for a warp.
 // Ideas: - nothing is sorted: three passes put masses into 2048 buckets by some bits of the score's order;
 //        - masses are added as whole numbers (2^-40 steps), so that the order of atomics does not matter;
 //        - sums of 1024 ids by one warp in a fixed tree, in f64 over the row: same bits every time.
@@ -161,10 +163,11 @@ DEVICE uint32_t ordered(float v) {
     return u >> 31 ? ~u : u | 0x80000000u;
 }
 
-// The largest order `edge` such that what lies at or above it has at least the wanted mass; `above` is the
+// The largest key `edge` such that what lies at or above it has at least the wanted mass; `above` is the
 // mass strictly above it. `mass` gives an id's mass (0: not in the race).
-template <typename MASS>
-DEVICE void reach(const float* x, int n, uint64_t want, uint64_t* buckets, MASS mass, uint32_t* edge, uint64_t* above) {
+template <typename KEY, typename MASS>
+DEVICE void reach(const float* x, int n, uint64_t want, uint64_t* buckets, KEY key_of, MASS mass, uint32_t* edge,
+                  uint64_t* above) {
     __shared__ uint32_t prefix;
     __shared__ uint64_t so_far;
     if (threadIdx.x == 0) prefix = 0, so_far = 0;
@@ -173,10 +176,10 @@ DEVICE void reach(const float* x, int n, uint64_t want, uint64_t* buckets, MASS 
         for (int i = threadIdx.x; i < count; i += THREADS) buckets[i] = 0;
         __syncthreads();
         const uint32_t high = prefix;
-        each(x, n, [&](float v, int) {
-            const uint32_t key = ordered(v);
+        each(x, n, [&](float v, int i) {
+            const uint32_t key = key_of(v);
             if (pass && key >> (shift + bits) != high) return;
-            const uint64_t m = mass(v);
+            const uint64_t m = mass(v, i);
             if (!m) return;
             // Lanes that share a bucket add up among themselves first: scores crowd into few buckets.
             const uint32_t bucket = key >> shift & (count - 1), peers = __match_any_sync(__activemask(), bucket);
@@ -212,9 +215,22 @@ DEVICE void reach(const float* x, int n, uint64_t want, uint64_t* buckets, MASS 
     __syncthreads();
 }
 
+// The sum over all threads, in a fixed order; every thread gets it.
+template <typename T> DEVICE T sum_of_all(T v, T* parts) {
+#pragma unroll
+    for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
+    if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = v;
+    __syncthreads();
+    v = 0;
+    for (int w = 0; w < WARPS; w++) v += parts[w];
+    __syncthreads();
+    return v;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) logits_warp_f32(const __grid_constant__ SampleArgs a) {
     __shared__ uint64_t buckets[2048];
     __shared__ uint64_t parts[WARPS];
+    __shared__ double products[WARPS];
     __shared__ float bests[THREADS];
     __shared__ int cut;
     pdl_wait();
@@ -229,10 +245,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) logits_warp_f32(const _
     uint32_t edge_k = 0, edge_p = 0;
     int cut_id = 0;  // of scores at the top-p edge, ids below it go
     const float inv = 1.0f / s.temperature;
-    auto mass = [&](float v) -> uint64_t {  // of an id that top-k left
+    auto below = [&](float c) { return c == top ? 0.0f : (c - top) * inv; };  // how far from the best
+    auto mass = [&](float v, int) -> uint64_t {  // of an id that top-k left
         const float c = clean(v);
         if (c == -INFINITY || ordered(c) < edge_k) return 0;
-        return max(1ull, (unsigned long long)__double2ull_rn((double)expf((c - top) * inv) * 0x1p40));
+        return max(1ull, (unsigned long long)__double2ull_rn((double)expf(below(c)) * 0x1p40));
     };
     if (top > -INFINITY) {
         uint64_t above;
@@ -244,27 +261,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) logits_warp_f32(const _
                 each(x, n, [&](float v, int) { mine = fmaxf(mine, v); });
                 bests[threadIdx.x] = mine;
                 __syncthreads();
-                reach(bests, THREADS, s.top_k, buckets, [&](float v) -> uint64_t { return v > -INFINITY; }, &bound, &above);
+                reach(bests, THREADS, s.top_k, buckets, ordered,
+                      [&](float v, int) -> uint64_t { return v > -INFINITY; }, &bound, &above);
             }
-            reach(x, n, s.top_k, buckets,
-                  [&](float v) -> uint64_t { return v > -INFINITY && ordered(v) >= bound; }, &edge_k, &above);
+            reach(x, n, s.top_k, buckets, ordered,
+                  [&](float v, int) -> uint64_t { return v > -INFINITY && ordered(v) >= bound; }, &edge_k, &above);
         }
         // fewer than k ids above -inf: nothing is reached, the edge stays at the bottom
         if (s.top_p < 1.0f) {
             uint64_t total = 0;
-            each(x, n, [&](float v, int) { total += mass(v); });
-#pragma unroll
-            for (int o = 16; o; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
-            if (lane == 0) parts[warp] = total;
-            __syncthreads();
-            total = 0;
-            for (int w = 0; w < WARPS; w++) total += parts[w];
+            each(x, n, [&](float v, int i) { total += mass(v, i); });
+            total = sum_of_all(total, parts);
             const uint64_t want = max(1ull, (unsigned long long)__double2ull_ru((double)s.top_p * (double)total));
-            reach(x, n, min(want, total), buckets, mass, &edge_p, &above);
+            reach(x, n, min(want, total), buckets, ordered, mass, &edge_p, &above);
             // Ids at the edge are equals: the largest ids that still belong, counted from the end.
             if (threadIdx.x == 0) cut = 0;
             uint64_t sum = above;
-            const uint64_t m = mass(__uint_as_float(edge_p >> 31 ? edge_p & 0x7fffffffu : ~edge_p));
+            const uint64_t m = mass(__uint_as_float(edge_p >> 31 ? edge_p & 0x7fffffffu : ~edge_p), 0);
             int equals = 0;
             each(x, n, [&](float v, int) { equals += ordered(v) == edge_p; });
             const int holders = __syncthreads_count(equals);
@@ -286,10 +299,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) logits_warp_f32(const _
             cut_id = cut;
         }
     }
-    each(x, n, [&](float c, int i) {
+    auto left = [&](float c, int i) {
         const uint32_t key = ordered(c);
-        bool keep = c > -INFINITY && key >= edge_k && (key > edge_p || (key == edge_p && i >= cut_id));
-        keep = keep && (s.min_p <= 0.0f || expf((c - top) * inv) >= s.min_p);
-        out[i] = keep ? c / s.temperature : -INFINITY;
+        const bool keep = c > -INFINITY && key >= edge_k && (key > edge_p || (key == edge_p && i >= cut_id));
+        return keep && (s.min_p <= 0.0f || expf(below(c)) >= fminf(s.min_p, 1.0f));
+    };
+    // Of ids that are nearest to the entropy the key is largest. -log p - entropy = mean - below.
+    uint32_t edge_typical = 0;
+    float mean = 0;
+    auto nearness = [&](float v) { return ~__float_as_uint(fabsf(mean - below(clean(v)))); };
+    if (s.typical_p < 1.0f && top > -INFINITY) {
+        uint64_t total = 0, above;
+        double product = 0;
+        each(x, n, [&](float c, int i) {
+            if (!left(c, i)) return;
+            const uint64_t m = mass(c, i);
+            total += m, product += (double)m * below(c);
+        });
+        total = sum_of_all(total, parts), product = sum_of_all(product, products);
+        mean = (float)(product / (double)total);
+        const uint64_t want = max(1ull, (unsigned long long)__double2ull_ru((double)s.typical_p * (double)total));
+        reach(x, n, min(want, total), buckets, nearness,
+              [&](float v, int i) -> uint64_t { return left(clean(v), i) ? mass(v, i) : 0; }, &edge_typical, &above);
+    }
+    each(x, n, [&](float c, int i) {
+        out[i] = left(c, i) && nearness(c) >= edge_typical ? c / s.temperature : -INFINITY;
     });
 }

@@ -151,7 +151,6 @@ pub fn prepare(
         .n_steps = if (o.decode != 0) o.n_steps else @min(o.n_steps, steps_max),
         .decode = o.decode != 0,
     }, f);
-    if (c.device.gpu != null) try checkSampling(view(copy, copy.ptr), f);
     c.total = o.n_steps;
     if (o.kind == .profile) {
         if (c.device.gpu == null) return f.set(
@@ -166,16 +165,6 @@ pub fn prepare(
         c.ring = try ring.Ring.make(n_seqs, steps, f);
     }
     return .{ .options = o, .plan = plan, .buffers = buffers, .data = copy };
-}
-
-/// What the kernels of a GPU do not do yet.
-fn checkSampling(step: kernel.Step, f: *Failure) Rejected!void {
-    const all = step.sampling orelse return;
-    for (all[0..step.n_seqs]) |s| if (s.typical_p < 1) return f.set(
-        .unsupported,
-        "Expected typical_p 1 on a GPU, which does not warp by it, but found {d}",
-        .{s.typical_p},
-    );
 }
 
 fn getAll(handles: [3]u32, f: *Failure) Rejected![3]?*Buffer {

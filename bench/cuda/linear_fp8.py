@@ -6,7 +6,7 @@ import driver as d
 import linear_gemm
 from rowwise import norm as rms
 
-M = d.Module("linear_fp8_sm90")
+M, BATCH = d.Module("linear_fp8_sm90"), d.Module("linear_fp8_batch_sm90")
 P, I = C.c_void_p, C.c_int
 
 
@@ -53,6 +53,21 @@ def prepare(x, w, out, w2=None, bias=None, residual=None, rows_ptr=None, wide=No
     return lambda: keep and M.launch(name, (2 * min(d.SMS // 2, pairs),), 384, maps + [a], 230656, cluster=2)
 
 
+class BatchArgs(C.Structure):
+    _fields_ = [(n, P) for n in ("bias", "residual", "out", "x_scale", "w_scale", "w2_scale")] + \
+               [(n, I) for n in ("m", "n", "k", "residual_stride", "out_stride")]
+
+
+def batch(x, w, out, tokens, w2=None, bias=None, residual=None):
+    m, k, n = x[0].shape[0], x[0].shape[1], w[0].shape[0]
+    two, tile = w2 if w2 is not None else w, 64 if w2 is not None else 128
+    maps = [d.tensor_map(x[0], m, k, 128, tokens, item=1)] + [d.tensor_map(v[0], n, k, 128, tile, item=1) for v in (w, two)]
+    a = BatchArgs(d.ptr(bias), d.ptr(residual), d.ptr(out), d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]), m, n, k,
+                  residual.stride(0) if residual is not None else 0, out.stride(0))
+    name = f"fp8_batch_{'swiglu_' if w2 is not None else ''}{tokens}"
+    BATCH.launch(name, (4 * ((n + tile - 1) // tile), (m + tokens - 1) // tokens), 288, maps + [a], 99456, cluster=4)
+
+
 def rnd(*shape, scale=1.0):
     return (torch.randn(*shape, device="cuda") * scale).bfloat16()
 
@@ -86,6 +101,16 @@ def test(small):
                 d.check(f"fp8 {name} {m}x{n}x{k} wide={wide}", d.error(out, ref), 8e-3)
                 bits.append(out)
             d.check(f"fp8 {name} {m}x{n}x{k} other tile", 0.0 if torch.equal(*bits) else 1.0, 0)
+            kw.pop("rows_ptr", None)
+            bits = []
+            for tokens in (8, 16, 32, 64, 128):
+                out = torch.full((m, n), float("nan"), device="cuda", dtype=torch.bfloat16)
+                batch(x, w, out, tokens, **kw)
+                torch.cuda.synchronize()
+                d.check(f"fp8 batch {name} {m}x{n}x{k} of {tokens}", d.error(out, ref), 8e-3)
+                bits.append(out)
+            same = all(torch.equal(bits[0], other) for other in bits[1:])
+            d.check(f"fp8 batch {name} {m}x{n}x{k} other tile", 0.0 if same else 1.0, 0)
         if name == "swiglu" and k >= 4096:
             out = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
             prepare(x, w, out)()
@@ -122,9 +147,25 @@ def bench():
         d.report("fp8 layer", rows=m, us=total[0], bf16_us=total[1], ratio=total[1] / total[0])
 
 
+def bench_batch():
+    """A batch's products: share of read bandwidth."""
+    read, _ = d.peaks()
+    for m in (16, 64, 128):
+        for name, (n, k) in SHAPES.items():
+            two = name == "gate_up"
+            one = n * k * (2 if two else 1)
+            copies = max(2, int(1.0e9 // one))
+            ws = [to_rows(rnd(n, k, scale=k ** -0.5)) for _ in range(copies)]
+            x, out = to_rows(rnd(m, k)), torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+            us = d.graph_us(lambda: [batch(x, w, out, m, w2=ws[i - 1] if two else None) for i, w in enumerate(ws)], copies)
+            d.report(f"fp8 batch {name}", rows=m, us=us, share_read=one / us / 1e6 / read)
+
+
 if __name__ == "__main__":
     if "test" in sys.argv:
         test("small" in sys.argv)
     if "bench" in sys.argv:
         bench()
+    if "batch" in sys.argv:
+        bench_batch()
     d.finish("linear_fp8")

@@ -54,6 +54,17 @@ def warp_ref(x, s):
         v[order[before >= s["top_p"] - 1e-12]] = -np.inf
     if s["min_p"] > 0:
         v = np.where(np.exp(v.astype(np.float64) - v.max()) < s["min_p"], -np.inf, v)
+    if s["typical_p"] < 1:
+        p = np.exp(v.astype(np.float64) - v.max())
+        p /= p.sum()
+        there = p > 0
+        surprise = np.full(n, np.inf)
+        surprise[there] = -np.log(p[there])
+        far = np.abs(surprise - (p[there] * surprise[there]).sum())
+        order = np.argsort(far, kind="stable")
+        reached = np.searchsorted(np.cumsum(p[order]), s["typical_p"] - 1e-9)
+        # what is as far as the last that is needed stays, too
+        v = np.where(far <= far[order[min(reached, n - 1)]] + 1e-6, v, -np.inf)
     return v
 
 
@@ -88,7 +99,9 @@ def test(small):
                 bad += not ((c[got - 1] if got else 0) - 1e-5 * c[-1] <= u <= c[got] + 1e-5 * c[-1])
         d.check(f"sample draws {vocab}", float(bad), 0)
         for kw in (dict(temperature=0.7), dict(top_k=5), dict(top_p=0.6), dict(min_p=0.1), dict(top_p=0.01),
-                   dict(top_k=40, top_p=0.9, temperature=1.3, min_p=0.02)):
+                   dict(typical_p=0.5), dict(typical_p=0.95, temperature=0.7), dict(typical_p=0.01),
+                   dict(top_k=40, top_p=0.9, temperature=1.3, min_p=0.02),
+                   dict(top_k=40, top_p=0.9, temperature=1.3, min_p=0.02, typical_p=0.8)):
             s, dev = settings(rows, do_sample=1, **kw)
             out = torch.full_like(xs, 123.0)
             launch("logits_warp_f32", xs, out, dev, None)
@@ -97,7 +110,8 @@ def test(small):
                 ref = warp_ref(x[r], s[r]) if r < 4 else x[r]
                 diff = np.isfinite(got[r]) != np.isfinite(ref)
                 edge = diff.sum()
-                if edge and kw.get("top_p"):  # an id exactly at p may fall to either side by rounding
+                # an id exactly at p, or two as near to the entropy, may fall to either side by rounding
+                if edge and (kw.get("top_p") or kw.get("typical_p")):
                     edge = max(0, edge - 1)
                 same = np.allclose(got[r][~diff & np.isfinite(ref)], ref[~diff & np.isfinite(ref)], rtol=1e-6)
                 d.check(f"logits_warp {vocab} row {r} {kw}", float(edge) + (0 if same else 1), 0)

@@ -1,7 +1,7 @@
 //! linear with e4m3 weights. A few rows: kernels/linear_fp8.cu, activations as they are. More on
 //! Hopper: the rows become e4m3, each with a scale of its own and with what stands in front of the
-//! product (a norm, a gated norm), and are multiplied in e4m3 by kernels/linear_fp8_sm90.cu. What is left
-//! takes the plain way. A weight lies as f32 scales of all its rows, whole panels of them, and then
+//! product (a norm, a gated norm), and are multiplied in e4m3: up to 128 rows by
+//! kernels/linear_fp8_batch_sm90.cu, above that by linear_fp8_sm90.cu. What is left takes the plain way. A weight lies as f32 scales of all its rows, whole panels of them, and then
 //! the rows.
 
 const std = @import("std");
@@ -27,8 +27,12 @@ pub fn scaleBytes(n: u64) u64 {
     return std.mem.alignForward(u64, n, command.panel) * @sizeOf(f32);
 }
 
+/// Columns that a block's warps take together.
+const stride = 1024;
+
 fn xBytes(a: *const Args) u32 {
-    return @intCast(a.batch * (a.k + pad) * 2);
+    const cols = k.blocks(@intCast(a.k), stride) * stride;
+    return @as(u32, @intCast(a.batch)) * (cols + pad) * 2;
 }
 /// Whether x fits shared memory beside the ring, as the norms need.
 pub fn staged(a: *const Args) bool {
@@ -151,6 +155,60 @@ pub fn toEights(from: From, s: *Stream) Eights {
     return made;
 }
 
+const BatchArgs = extern struct {
+    bias: ?[*]u8,
+    residual: ?[*]u8,
+    out: ?[*]u8,
+    x_scale: [*]u8,
+    w_scale: ?[*]u8,
+    w2_scale: ?[*]u8,
+    m: i32,
+    n: i32,
+    k: i32,
+    residual_stride: i32,
+    out_stride: i32,
+};
+/// Above so many rows the tensor cores decide, not the memory.
+const batch_rows_max = 128;
+const batch_shared_bytes = 99456;
+
+fn batch(t: *const Task, up: ?*const Task, x: Eights, out: ?[*]u8, stride_out: i32, s: *Stream) void {
+    const rows = k.rows(t, 0);
+    const n = t.cols(4);
+    const cols = t.cols(0);
+    const w = k.at(t, 1).?;
+    const w2 = if (up) |of| k.at(of, 1).? else w;
+    const a: BatchArgs = .{
+        .bias = k.at(t, 2),
+        .residual = k.at(t, 3),
+        .out = out,
+        .x_scale = x.scales,
+        .w_scale = w,
+        .w2_scale = w2,
+        .m = @intCast(rows),
+        .n = @intCast(n),
+        .k = @intCast(cols),
+        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
+        .out_stride = stride_out,
+    };
+    const tile: u32 = if (up == null) 128 else 64;
+    const extra: Extra = .{ .shared_bytes = batch_shared_bytes, .cluster = 4 };
+    inline for (.{ 8, 16, 32, 64, 128 }) |tokens| if (rows <= tokens) {
+        const args = .{
+            s.mapBytes(x.rows, rows, cols, cols, .{ 128, tokens }),
+            s.mapBytes(w + scaleBytes(n), n, cols, cols, .{ 128, tile }),
+            s.mapBytes(w2 + scaleBytes(n), n, cols, cols, .{ 128, tile }),
+            a,
+        };
+        const grid = [3]u32{ 4 * k.blocks(n, tile), 1, 1 };
+        const stem = "linear_fp8_batch_sm90";
+        const swiglu = comptime k.name("fp8_batch_swiglu_{d}", .{tokens});
+        if (up != null) return s.launch(stem, swiglu, grid, 288, args, extra);
+        const plain_name = comptime k.name("fp8_batch_{d}", .{tokens});
+        return s.launch(stem, plain_name, grid, 288, args, extra);
+    };
+}
+
 const GemmArgs = extern struct {
     bias: ?[*]u8,
     residual: ?[*]u8,
@@ -175,6 +233,7 @@ pub fn product(
     s: *Stream,
 ) void {
     const rows = k.rows(t, 0);
+    if (rows <= batch_rows_max and !s.invariant) return batch(t, up, x, out, out_stride, s);
     const n = t.cols(4);
     const cols = t.cols(0);
     const clusters = s.gpu.multiprocessors / 2;

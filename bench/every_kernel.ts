@@ -1,0 +1,91 @@
+/**
+ * Does every kernel of a GPU keep to its memory, and to its turn? Runs each of them through whole models
+ * at sizes that end in the middle of tiles, for a checker to watch:
+ *
+ *     compute-sanitizer --tool memcheck bun src/cli/main.ts bench every_kernel --device cuda --json
+ *     compute-sanitizer --tool racecheck bun src/cli/main.ts bench every_kernel --device cuda --json
+ */
+
+import { AutoModelForCausalLM, type BambaForCausalLM } from "../mod.ts";
+import type { BenchOptions } from "../src/cli/bench.ts";
+import type { PretrainedOptions } from "../src/modeling/pretrained.ts";
+import { printLine } from "./lib/line.ts";
+import { hashOf } from "./lib/measure.ts";
+import { randomModel } from "./lib/random_model.ts";
+
+/** What a model is loaded with: each takes other kernels. */
+const kinds: Readonly<Record<string, PretrainedOptions>> = {
+  bf16: { dtype: "bfloat16" },
+  "bf16, batch_invariant": { dtype: "bfloat16", batch_invariant: true },
+  f32: { dtype: "float32" },
+  f16: { dtype: "float16" },
+  f8_e4m3: { quantization_config: { type: "f8_e4m3" } },
+  "f8_e4m3, batch_invariant": { quantization_config: { type: "f8_e4m3" }, batch_invariant: true },
+  "f8_e4m3, other matrices f32": { quantization_config: { type: "f8_e4m3" }, dtype: "float32" },
+  q8_0: { quantization_config: { type: "q8_0" } },
+  q4_0: { quantization_config: { type: "q4_0" } },
+  q4_k_m: { quantization_config: { type: "q4_k_m" } },
+  q5_k_m: { quantization_config: { type: "q5_k_m" } },
+  "bf16, caches of bf16": { dtype: "bfloat16", state_dtype: "bfloat16" },
+  "bf16, caches of f16": { dtype: "bfloat16", cache_dtype: "float16", state_dtype: "float16" },
+  "f32, caches of bf16": { dtype: "float32", cache_dtype: "bfloat16", state_dtype: "bfloat16" },
+  "f32, caches of f16": { dtype: "float32", cache_dtype: "float16", state_dtype: "float16" },
+};
+
+const lengths = [1, 2, 5, 9, 63, 130, 300];
+/** Enough rows for the widest tiles. */
+const long = 1025;
+const batches = [2, 5, 20, 70, 130];
+const sampling = {
+  do_sample: true,
+  seed: 3,
+  temperature: 0.8,
+  top_k: 50,
+  top_p: 0.9,
+  min_p: 0.01,
+  typical_p: 0.9,
+};
+const penalties = {
+  repetition_penalty: 1.2,
+  no_repeat_ngram_size: 2,
+  bad_words_ids: [[5], [6, 7]],
+  min_new_tokens: 3,
+  eos_token_id: 9,
+  pad_token_id: 0,
+};
+
+const idsOf = (count: number, seed: number) =>
+  Array.from({ length: count }, (_, i) => 3 + (i * 7919 + seed * 104729) % 1000);
+
+/** Runs every kernel; prints one line for each kind of model. */
+export async function run(options: BenchOptions): Promise<void> {
+  const { signal, device } = options;
+  const dir = await randomModel("9b-thin", signal);
+  for (const [kind, load] of Object.entries(kinds)) {
+    using model = await AutoModelForCausalLM.from_pretrained(dir, { ...load, device, signal });
+    const hash = hashOf(Int32Array.from(await runAll(model, signal)));
+    await printLine(options, { bench: "every_kernel", kind, hash });
+  }
+}
+
+async function runAll(model: BambaForCausalLM, signal: AbortSignal): Promise<number[]> {
+  for (const length of [...lengths, long]) {
+    const ids = [idsOf(length, length)];
+    using output = await model.call({
+      input_ids: ids,
+      labels: ids,
+      output_attentions: length < long,
+      signal,
+    });
+    await output.loss!.item();
+  }
+  const made: number[] = [];
+  for (const rows of batches) {
+    const input_ids = Array.from({ length: rows }, (_, r) => idsOf(7, r));
+    const common = { input_ids, max_new_tokens: 4, pad_token_id: 0, signal };
+    for (const how of [{ eos_token_id: null }, sampling, penalties]) {
+      made.push(...(await model.generate({ ...common, ...how })).flat());
+    }
+  }
+  return made;
+}

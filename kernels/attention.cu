@@ -5,6 +5,7 @@
 //   page i of sequence s is pages[s * max_pages + i]. kv_append: a sequence's last token also clears the rest
 //   of its page where this call began the page, so that readers need no mask on stale values.
 //   attention_probs: out(t, head, key) in f32, zeros beyond a token's own position.
+//   Names end in the dtypes of activations and, where they differ, of pages.
 // Launch: kv_append 128 threads, grid (tokens); attention_probs 128, grid (tokens, heads).
 #include "common.cuh"
 
@@ -20,7 +21,7 @@ struct AppendArgs {
     long long page_stride;
     int kv_heads, head_dim, k_stride, v_stride, max_pages;
 };
-template <typename T> DEVICE void kv_append(const AppendArgs& a) {
+template <typename T, typename C> DEVICE void kv_append(const AppendArgs& a) {
     pdl_wait();
     pdl_launch();
     const int t = blockIdx.x, hd = a.head_dim, s = a.seq_of_token[t], start = a.seq_start[s], end = a.seq_start[s + 1];
@@ -29,11 +30,11 @@ template <typename T> DEVICE void kv_append(const AppendArgs& a) {
     const bool clears = t + 1 == end && at / 64 * 64 >= past;  // the page was begun by this call
     for (int i = threadIdx.x; i < a.kv_heads * hd; i += 128) {
         const size_t to = page + ((size_t)(i / hd) * 64 + at % 64) * hd + i % hd;
-        ((T*)a.k_pages)[to] = ((const T*)a.k)[(size_t)t * a.k_stride + i];
-        ((T*)a.v_pages)[to] = ((const T*)a.v)[(size_t)t * a.v_stride + i];
+        ((C*)a.k_pages)[to] = from_f32<C>(to_f32(((const T*)a.k)[(size_t)t * a.k_stride + i]));
+        ((C*)a.v_pages)[to] = from_f32<C>(to_f32(((const T*)a.v)[(size_t)t * a.v_stride + i]));
         for (int rest = 1; clears && at % 64 + rest < 64; rest++) {
-            ((T*)a.k_pages)[to + (size_t)rest * hd] = from_f32<T>(0.0f);
-            ((T*)a.v_pages)[to + (size_t)rest * hd] = from_f32<T>(0.0f);
+            ((C*)a.k_pages)[to + (size_t)rest * hd] = from_f32<C>(0.0f);
+            ((C*)a.v_pages)[to + (size_t)rest * hd] = from_f32<C>(0.0f);
         }
     }
 }
@@ -50,7 +51,7 @@ struct ProbsArgs {
     int heads, kv_heads, head_dim, q_stride, out_stride, max_pages, max_keys;
     float scale;
 };
-template <typename T> DEVICE void attention_probs(const ProbsArgs& a) {
+template <typename T, typename C> DEVICE void attention_probs(const ProbsArgs& a) {
     __shared__ float scratch[4], tops[4];
     pdl_wait();
     pdl_launch();
@@ -63,7 +64,7 @@ template <typename T> DEVICE void attention_probs(const ProbsArgs& a) {
         float score = 0;
         if (j < keys) {
             const size_t page = (size_t)a.pages[(size_t)s * a.max_pages + j / 64] * a.page_stride;
-            const T* k = (const T*)a.k_pages + page + ((size_t)kv * 64 + j % 64) * hd;
+            const C* k = (const C*)a.k_pages + page + ((size_t)kv * 64 + j % 64) * hd;
             for (int i = 0; i < hd; i++) score = fmaf(to_f32(q[i]), to_f32(k[i]), score);
             score *= a.scale;
             top = fmaxf(top, score);
@@ -80,8 +81,14 @@ template <typename T> DEVICE void attention_probs(const ProbsArgs& a) {
     for (int j = threadIdx.x; j < keys; j += 128) out[j] /= sum;
 }
 
-#define BOTH(NAME, ARGS)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(128) NAME##_f32(const __grid_constant__ ARGS a) { NAME<float>(a); } \
-    extern "C" __global__ void __launch_bounds__(128) NAME##_bf16(const __grid_constant__ ARGS a) { NAME<bf16>(a); }
-BOTH(kv_append, AppendArgs)
-BOTH(attention_probs, ProbsArgs)
+#define KEPT(NAME, OF, ARGS, T, C)                                                                          \
+    extern "C" __global__ void __launch_bounds__(128) NAME(const __grid_constant__ ARGS a) { OF<T, C>(a); }
+#define ALL(OF, ARGS)                                                                                       \
+    KEPT(OF##_f32, OF, ARGS, float, float)                                                                  \
+    KEPT(OF##_f32_bf16, OF, ARGS, float, bf16)                                                              \
+    KEPT(OF##_f32_f16, OF, ARGS, float, __half)                                                             \
+    KEPT(OF##_bf16, OF, ARGS, bf16, bf16)                                                                   \
+    KEPT(OF##_bf16_f32, OF, ARGS, bf16, float)                                                              \
+    KEPT(OF##_bf16_f16, OF, ARGS, bf16, __half)
+ALL(kv_append, AppendArgs)
+ALL(attention_probs, ProbsArgs)

@@ -47,6 +47,10 @@ DEVICE float to_f32(__half v) { return __half2float(v); }
 template <typename T> DEVICE T from_f32(float v);
 template <> __device__ __forceinline__ float from_f32<float>(float v) { return v; }
 template <> __device__ __forceinline__ bf16 from_f32<bf16>(float v) { return __float2bfloat16_rn(v); }
+// What f16 cannot hold stays its largest number.
+template <> __device__ __forceinline__ __half from_f32<__half>(float v) {
+    return __float2half_rn(fminf(fmaxf(v, -65504.0f), 65504.0f));
+}
 DEVICE float fast_exp2(float v) {
     float r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
@@ -95,6 +99,30 @@ DEVICE void store8(bf16* p, const float* v) { *(uint4*)p = pack8(v); }
 DEVICE void store8(float* p, const float* v) {
     *(float4*)p = make_float4(v[0], v[1], v[2], v[3]);
     *(float4*)(p + 4) = make_float4(v[4], v[5], v[6], v[7]);
+}
+// Two and four neighbouring numbers of a state kept as f32, bf16 or f16; the latter streamed, not kept in L1.
+DEVICE float2 load_state2(const float* p) { return *(const float2*)p; }
+DEVICE float2 load_state2(const bf16* p) {
+    const uint32_t u = *(const uint32_t*)p;
+    return make_float2(bf_lo(u), bf_hi(u));
+}
+DEVICE float2 load_state2(const __half* p) { return __half22float2(*(const __half2*)p); }
+DEVICE void store_state2(float* p, float x, float y) { *(float2*)p = make_float2(x, y); }
+DEVICE void store_state2(bf16* p, float x, float y) { *(uint32_t*)p = pack_bf16(x, y); }
+DEVICE void store_state2(__half* p, float x, float y) {
+    *(__half2*)p = __halves2half2(from_f32<__half>(x), from_f32<__half>(y));
+}
+DEVICE float4 load_state4(const float* p) { return __ldcs((const float4*)p); }
+template <typename S> DEVICE float4 load_state4(const S* p) {
+    const uint2 u = __ldcs((const uint2*)p);
+    const float2 a = load_state2((const S*)&u.x), b = load_state2((const S*)&u.y);
+    return make_float4(a.x, a.y, b.x, b.y);
+}
+DEVICE void store_state4(float* p, float4 v) { __stcs((float4*)p, v); }
+template <typename S> DEVICE void store_state4(S* p, float4 v) {
+    uint2 u;
+    store_state2((S*)&u.x, v.x, v.y), store_state2((S*)&u.y, v.z, v.w);
+    __stcs((uint2*)p, u);
 }
 DEVICE uint32_t smem_addr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 // 16 bytes, global to shared, asynchronously; zeros where `valid` is false.

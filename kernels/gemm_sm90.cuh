@@ -33,13 +33,14 @@ struct Walk {
     }
 };
 
-template <int BN, bool SWIGLU, bool FP8, typename ARGS>
+// PARTS: k in four parts, each from zero, whose sums are added in order: the bits of linear_batch_sm90.cu.
+template <int BN, bool SWIGLU, bool FP8, bool PARTS = false, typename ARGS>
 DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const CUtensorMap* mo,
                  const ARGS& args) {
     const GemmArgs& a = gemm_args(args);
     constexpr int BK = FP8 ? 128 : 64;
     constexpr int B_BYTES = BN * 128, STAGE_BYTES = A_BYTES + B_BYTES, STAGES = OFF_OUT / STAGE_BYTES;
-    constexpr int FULL = 0, EMPTY = 8 * STAGES, ACC = BN / 2;
+    constexpr int FULL = 0, EMPTY = 8 * STAGES, ACC = BN / 2, SUMS = PARTS ? ACC : 1;
     extern __shared__ uint8_t raw[];
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
     const uint32_t rank = cluster_rank();
@@ -93,8 +94,12 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
         for (int i = first; i < walk.total; i += stride) {
             int pair, col;
             walk.at(i, pair, col);
-            float acc[ACC];
-            int before = -1;
+            float acc[ACC], total[SUMS];
+            int before = -1, edge = (blocks_k + 3) / 4;
+            const int part = edge;
+            if (PARTS)
+#pragma unroll
+                for (int j = 0; j < ACC; j++) acc[j] = 0;
             for (int k = 0; k < blocks_k; k++) {
                 mbar_wait(bars + FULL + 8 * st, phase);
                 const uint64_t at = desc_a + (uint64_t)(st * (STAGE_BYTES >> 4));
@@ -106,16 +111,29 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
                     if (FP8) BN == 256 ? wgmma_n256_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > 0)
                                        : wgmma_n128_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > 0);
                     else if (BN == 256) wgmma_n256_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
-                    else wgmma_n128_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
+                    else wgmma_n128_ss<0>(acc, at + 2 * j, bt + 2 * j, PARTS || k + j > 0);
                 wgmma_commit();
                 wgmma_wait<1>();
                 if (before >= 0) release(before);
                 before = st;
                 if (++st == STAGES) st = 0, phase ^= 1;
+                if (PARTS && (k + 1 == edge || k + 1 == blocks_k)) {
+                    wgmma_wait<0>();
+                    wgmma_touch<ACC>(acc);
+#pragma unroll
+                    for (int j = 0; j < ACC; j++) {
+                        float& sum = total[j % SUMS];
+                        sum = edge == part ? acc[j] : sum + acc[j], acc[j] = 0;
+                    }
+                    edge += part;
+                }
             }
             wgmma_wait<0>();
             wgmma_touch<ACC>(acc);
             release(before);
+            if (PARTS)
+#pragma unroll
+                for (int j = 0; j < ACC; j++) acc[j] = total[j % SUMS];
 
             const int row0 = (2 * pair + rank) * BM + which * 64, i0 = row0 + 16 * warp + g;
             float sx[2] = {1, 1};

@@ -24,24 +24,27 @@
 #include "gemm_sm90.cuh"
 
 #if HOPPER
-#define GEMM_BODY(BN, SWIGLU) gemm<BN, SWIGLU, false>(&mx, &mw, &mw2, &mo, a)
+#define GEMM_BODY(BN, SWIGLU, PARTS) gemm<BN, SWIGLU, false, PARTS>(&mx, &mw, &mw2, &mo, a)
 #define SPLIT_BODY(KR) gemm_split<KR>(&mx, &mw, out, out_stride, a)
 #else
-#define GEMM_BODY(BN, SWIGLU) asm volatile("trap;")
+#define GEMM_BODY(BN, SWIGLU, PARTS) asm volatile("trap;")
 #define SPLIT_BODY(KR) asm volatile("trap;")
 #endif
 
-#define GEMM(NAME, BN, SWIGLU)                                                                                  \
+#define GEMM(NAME, BN, SWIGLU, PARTS)                                                                           \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
              const __grid_constant__ CUtensorMap mw2, const __grid_constant__ CUtensorMap mo,               \
              const __grid_constant__ GemmArgs a) {                                                          \
-        GEMM_BODY(BN, SWIGLU);                                                                              \
+        GEMM_BODY(BN, SWIGLU, PARTS);                                                                       \
     }
-GEMM(gemm_256_sm90_bf16, 256, false)
-GEMM(gemm_128_sm90_bf16, 128, false)
-GEMM(gemm_swiglu_256_sm90_bf16, 256, true)
-GEMM(gemm_swiglu_128_sm90_bf16, 128, true)
+GEMM(gemm_256_sm90_bf16, 256, false, false)
+GEMM(gemm_128_sm90_bf16, 128, false, false)
+GEMM(gemm_swiglu_256_sm90_bf16, 256, true, false)
+GEMM(gemm_swiglu_128_sm90_bf16, 128, true, false)
+// The bits of linear_batch_sm90.cu for any number of rows: k in four parts, each added up from zero.
+GEMM(gemm_parts_sm90_bf16, 128, false, true)
+GEMM(gemm_swiglu_parts_sm90_bf16, 128, true, true)
 
 // Launch: 384 threads, cluster 4, grid 4 * ceil(N / 128), dynamic smem 198784; up to 128 rows (4) or 256 (2).
 //   Maps as above, weights in boxes of 64 rows.

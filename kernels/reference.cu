@@ -155,7 +155,7 @@ struct ScanRefArgs {
     const float* a_log;
     const float* d;
     const float* dt_bias;
-    float* state;
+    void* state;  // of dtype S: rounded behind every chunk of 64 positions, where a run may end
     const uint32_t* seq_start;
     const uint32_t* past_len;
     const uint32_t* slots;
@@ -165,16 +165,16 @@ struct ScanRefArgs {
     float dt_min, dt_max;
     const uint32_t* sampling;  // or null: 14 words each; a sequence whose last word says it ended keeps its state
 };
-template <typename T> DEVICE void scan_ref(const ScanRefArgs& a) {
+template <typename T, typename S> DEVICE void scan_ref(const ScanRefArgs& a) {
     pdl_wait();
     pdl_launch();
     const int head = blockIdx.x, s = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int group = head / (a.heads / a.groups), start = a.seq_start[s], end = a.seq_start[s + 1];
     const float slope = -expf(a.a_log[head]);
     for (int p = warp; p < a.head_dim; p += 8) {
-        float* st = a.state + a.slots[s] * a.slot_stride + ((size_t)head * a.head_dim + p) * a.state_dim;
+        S* st = (S*)a.state + a.slots[s] * a.slot_stride + ((size_t)head * a.head_dim + p) * a.state_dim;
         float h[8];
-        for (int i = 0; i < 8; i++) h[i] = i * 32 + lane < a.state_dim && a.past_len[s] ? st[i * 32 + lane] : 0.0f;
+        for (int i = 0; i < 8; i++) h[i] = i * 32 + lane < a.state_dim && a.past_len[s] ? to_f32(st[i * 32 + lane]) : 0.0f;
         for (int t = start; t < end; t++) {
             const size_t r = t;
             float dt = to_f32(((const T*)a.dt)[r * a.dt_stride + head]) + a.dt_bias[head];
@@ -188,13 +188,14 @@ template <typename T> DEVICE void scan_ref(const ScanRefArgs& a) {
                 if (n >= a.state_dim) break;
                 h[i] = h[i] * decay + u * to_f32(((const T*)a.b)[r * a.b_stride + group * a.state_dim + n]);
                 sum += h[i] * to_f32(((const T*)a.c)[r * a.c_stride + group * a.state_dim + n]);
+                if (sizeof(S) == 2 && (a.past_len[s] + t - start) % 64 == 63) h[i] = to_f32(from_f32<S>(h[i]));
             }
             sum = warp_sum(sum);
             if (lane == 0) ((T*)a.y)[r * a.y_stride + head * a.head_dim + p] = from_f32<T>(sum + a.d[head] * x);
         }
         if (end > start && !(a.sampling && a.sampling[s * 14 + 13]))
             for (int i = 0; i < 8; i++)
-                if (i * 32 + lane < a.state_dim) st[i * 32 + lane] = h[i];
+                if (i * 32 + lane < a.state_dim) st[i * 32 + lane] = from_f32<S>(h[i]);
     }
 }
 
@@ -258,7 +259,7 @@ struct AttentionRefArgs {
     int heads, kv_heads, head_dim, q_stride, out_stride, max_pages;  // head_dim <= 256
     float scale;
 };
-template <typename T> DEVICE void attention_ref(const AttentionRefArgs& a) {
+template <typename T, typename C> DEVICE void attention_ref(const AttentionRefArgs& a) {
     __shared__ float q[256], probs[32];
     pdl_wait();
     pdl_launch();
@@ -274,7 +275,7 @@ template <typename T> DEVICE void attention_ref(const AttentionRefArgs& a) {
         float score = -INFINITY;
         if (k0 + lane < keys) {
             score = 0;
-            for (int i = 0; i < hd; i++) score = fmaf(q[i], to_f32(((const T*)a.k_pages)[base + (size_t)lane * hd + i]), score);
+            for (int i = 0; i < hd; i++) score = fmaf(q[i], to_f32(((const C*)a.k_pages)[base + (size_t)lane * hd + i]), score);
             score *= a.scale;
         }
         const float top = fmaxf(m, warp_max(score)), fix = expf(m - top), p = expf(score - top);
@@ -286,7 +287,7 @@ template <typename T> DEVICE void attention_ref(const AttentionRefArgs& a) {
             if (i * 32 + lane >= hd) break;
             o[i] *= fix;
             for (int k = 0; k < min(32, keys - k0); k++)
-                o[i] = fmaf(probs[k], to_f32(((const T*)a.v_pages)[base + (size_t)k * hd + i * 32 + lane]), o[i]);
+                o[i] = fmaf(probs[k], to_f32(((const C*)a.v_pages)[base + (size_t)k * hd + i * 32 + lane]), o[i]);
         }
         __syncwarp();
     }
@@ -305,9 +306,22 @@ REF(element_ref, 256, ElementArgs)
 REF(norm_ref, 256, NormRefArgs)
 REF(conv_ref, 128, ConvRefArgs)
 REF(conv_state_ref, 128, ConvRefArgs)
-REF(scan_ref, 256, ScanRefArgs)
 REF(rope_ref, 128, RopeRefArgs)
-REF(attention_ref, 32, AttentionRefArgs)
+// The end of a name says what states, or keys and values, are kept as: none f32, or the activations' dtype.
+#define KEPT(NAME, OF, THREADS, ARGS, T, C)                                                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGS a) { OF<T, C>(a); }
+KEPT(scan_ref_f32, scan_ref, 256, ScanRefArgs, float, float)
+KEPT(scan_ref_f32_bf16, scan_ref, 256, ScanRefArgs, float, bf16)
+KEPT(scan_ref_f32_f16, scan_ref, 256, ScanRefArgs, float, __half)
+KEPT(scan_ref_bf16, scan_ref, 256, ScanRefArgs, bf16, float)
+KEPT(scan_ref_bf16_bf16, scan_ref, 256, ScanRefArgs, bf16, bf16)
+KEPT(scan_ref_bf16_f16, scan_ref, 256, ScanRefArgs, bf16, __half)
+KEPT(attention_ref_f32, attention_ref, 32, AttentionRefArgs, float, float)
+KEPT(attention_ref_f32_bf16, attention_ref, 32, AttentionRefArgs, float, bf16)
+KEPT(attention_ref_f32_f16, attention_ref, 32, AttentionRefArgs, float, __half)
+KEPT(attention_ref_bf16, attention_ref, 32, AttentionRefArgs, bf16, bf16)
+KEPT(attention_ref_bf16_f32, attention_ref, 32, AttentionRefArgs, bf16, float)
+KEPT(attention_ref_bf16_f16, attention_ref, 32, AttentionRefArgs, bf16, __half)
 // The names say the dtypes of x, w and out.
 #define LINEAR(NAME, T, W, OUT)                                                                             \
     extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ LinearArgs a) {          \

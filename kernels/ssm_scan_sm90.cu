@@ -4,7 +4,8 @@
 //   dt = clamp(softplus(dt_raw + dt_bias), dt_min, dt_max) and A = -exp(A_log).
 //   x (T, heads*64), B and C (T, groups*128), dt_raw (T, heads), y (T, heads*64): bf16, any row stride;
 //   tokens of all sequences packed, sequence s owns rows seq_start[s] .. seq_start[s+1].
-//   state f32 [slot][head][64][128]: read when past_len[s] > 0, always written (unless s has no tokens).
+//   state f32 (bf16 or f16, by name) [slot][head][64][128]: read when past_len[s] > 0, always written (unless s has
+//   no tokens); rounded behind every chunk, where a run may end.
 //   Chunks of 64 are counted from the sequence's start, past_len included. Rows of other sequences, or
 //   of nobody, never reach a result, not even as NaN.
 //   Sums, decays and the carried state are f32; products take bf16 (x, B, C, masked scores, the state
@@ -30,12 +31,12 @@ struct SsdArgs {
     const float* a_log;
     const float* d;
     const float* dt_bias;
-    float* state;
+    void* state;
     const uint32_t* seq_start;
     const uint32_t* past_len;
     const uint32_t* slots;
     bf16* y;
-    long long slot_stride;  // floats from one slot to the next
+    long long slot_stride;  // numbers from one slot to the next
     int dt_stride, y_stride, heads, groups;
     float dt_min, dt_max;
 };
@@ -125,16 +126,16 @@ template <int CL> DEVICE void release(uint32_t bar) {
 }
 
 // Carries the state: publishes it before each chunk, then state = decay * state + (w x)^T B.
-template <int CL>
+template <int CL, typename S>
 DEVICE void state_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8_t* generic, uint32_t bars,
-                        float* state, bool has_state) {
+                        S* state, bool has_state) {
     const int tid = threadIdx.x & 127, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
     float acc[64];
-    float* mine = state + (16 * warp + g) * 128 + 2 * t;
+    S* mine = state + (16 * warp + g) * 128 + 2 * t;
 #pragma unroll
     for (int n = 0; n < 16; n++) {
         float2 u = make_float2(0, 0), v = u;
-        if (has_state) u = *(const float2*)(mine + n * 8), v = *(const float2*)(mine + 8 * 128 + n * 8);
+        if (has_state) u = load_state2(mine + n * 8), v = load_state2(mine + 8 * 128 + n * 8);
         acc[4 * n] = u.x, acc[4 * n + 1] = u.y, acc[4 * n + 2] = v.x, acc[4 * n + 3] = v.y;
     }
     const int mat = lane >> 3, r8 = lane & 7;
@@ -200,6 +201,9 @@ DEVICE void state_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8
         if (c + 1 < ch.n) prepare(c + 1, next);
         wgmma_wait<0>();
         wgmma_touch<64>(acc);
+        if (sizeof(S) == 2)
+#pragma unroll
+            for (int i = 0; i < 64; i++) acc[i] = to_f32(from_f32<S>(acc[i]));
         release<CL>(bars + EMPTY + 8 * st);
         if (c + 1 < ch.n) publish(c + 1);
     };
@@ -212,8 +216,8 @@ DEVICE void state_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8
     }
 #pragma unroll
     for (int n = 0; n < 16; n++) {
-        *(float2*)(mine + n * 8) = make_float2(acc[4 * n], acc[4 * n + 1]);
-        *(float2*)(mine + 8 * 128 + n * 8) = make_float2(acc[4 * n + 2], acc[4 * n + 3]);
+        store_state2(mine + n * 8, acc[4 * n], acc[4 * n + 1]);
+        store_state2(mine + 8 * 128 + n * 8, acc[4 * n + 2], acc[4 * n + 3]);
     }
 }
 
@@ -334,7 +338,7 @@ DEVICE void copy_warp(const CUtensorMap* mx, const CUtensorMap* mb, const CUtens
     }
 }
 
-template <int CL>
+template <int CL, typename S>
 DEVICE void ssd(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap* mc, const SsdArgs& a) {
     extern __shared__ uint8_t raw[];
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
@@ -366,7 +370,7 @@ DEVICE void ssd(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap*
         output_group<CL>(a, ch, smem, generic, bars, head, group);
     } else if (group == 2) {
         regs_grow<152>();
-        float* state = a.state + a.slots[seq] * a.slot_stride + (size_t)head * 64 * 128;
+        S* state = (S*)a.state + a.slots[seq] * a.slot_stride + (size_t)head * 64 * 128;
         state_group<CL>(a, ch, smem, generic, bars, state, past > 0);
     } else {
         regs_shrink<56>();
@@ -379,17 +383,19 @@ DEVICE void ssd(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap*
     }
     if (CL > 1) cluster_sync();  // nobody leaves while a neighbour may still write here
 }
-#define SSD_BODY(CL) ssd<CL>(&mx, &mb, &mc, a)
+#define SSD_BODY(CL, S) ssd<CL, S>(&mx, &mb, &mc, a)
 #else
-#define SSD_BODY(CL) asm volatile("trap;")
+#define SSD_BODY(CL, S) asm volatile("trap;")
 #endif
 
-#define SSD(NAME, CL)                                                                                       \
+#define SSD(NAME, CL, S)                                                                                    \
     extern "C" __global__ void __launch_bounds__(512, 1)                                                    \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mb,                \
              const __grid_constant__ CUtensorMap mc, const __grid_constant__ SsdArgs a) {                   \
-        SSD_BODY(CL);                                                                                       \
+        SSD_BODY(CL, S);                                                                                    \
     }
-SSD(ssd_sm90_c1_bf16, 1)
-SSD(ssd_sm90_c2_bf16, 2)
-SSD(ssd_sm90_c4_bf16, 4)
+SSD(ssd_sm90_c1_bf16, 1, float)
+SSD(ssd_sm90_c2_bf16, 2, float)
+SSD(ssd_sm90_c4_bf16, 4, float)
+SSD(ssd_sm90_c1_bf16_bf16, 1, bf16)
+SSD(ssd_sm90_c1_bf16_f16, 1, __half)

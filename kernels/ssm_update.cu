@@ -2,7 +2,7 @@
 //
 // Contract: for sequence b with slot s = slots[b]: h = exp(dt A) h + dt x B^T; y = h C + D x, with
 //   dt = clamp(softplus(dt_raw + dt_bias), dt_min, dt_max), A = -exp(A_log). h starts from zeros where
-//   past_len[b] == 0. state f32 [slot][head][P = 64][N = 128]; x, B, C, dt and y bf16, any row stride.
+//   past_len[b] == 0. state f32 (bf16 or f16, by name) [slot][head][P = 64][N = 128]; x, B, C, dt and y bf16, any row stride.
 //   conv_ssm_update takes x, B, C from before the convolution (one row x | B | C, `x`), applies the causal
 //   convolution of width W <= 4 with SiLU, rounds to bf16 as the separate op does, and keeps the last W
 //   inputs of a channel in a ring: the input of position p at entry p mod W, f32 [slot][W][C]. The ring is
@@ -27,14 +27,14 @@ struct SsmUpdateArgs {
     const float* a_log;
     const float* d;
     const float* dt_bias;
-    float* state;
+    void* state;
     const uint32_t* past_len;
     const uint32_t* slots;
     bf16* y;              // (batch, heads*64)
     float* conv_state;    // fused: [slot][W][C]
     const float* conv_w;  // fused: (C,W)
     const float* conv_b;  // fused: (C) or null
-    long long slot_stride, conv_slot_stride;  // floats
+    long long slot_stride, conv_slot_stride;  // numbers of `state`, floats
     int x_stride, b_stride, c_stride, dt_stride, y_stride, heads, groups, width, conv_dim;
     float dt_min, dt_max;
     const uint32_t* sampling;  // or null: command.zig's Sampling, 14 words each, the last says whether it ended
@@ -42,19 +42,19 @@ struct SsmUpdateArgs {
 
 constexpr int P = 64, N = 128, WARPS = 8, ROWS = P / WARPS, SAMPLING_WORDS = 14;
 
-template <bool FUSED> DEVICE void ssm_update(const SsmUpdateArgs& a) {
+template <bool FUSED, typename S> DEVICE void ssm_update(const SsmUpdateArgs& a) {
     __shared__ float xs[P], bs[N], cs[N];
     const int head = blockIdx.x, seq = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int group = head / (a.heads / a.groups);
     const uint32_t past = a.past_len[seq], slot = a.slots[seq];
     const bool held = a.sampling && a.sampling[seq * SAMPLING_WORDS + SAMPLING_WORDS - 1];
-    float* state = a.state + slot * a.slot_stride + ((size_t)head * P + warp * ROWS) * N + lane * 4;
+    S* state = (S*)a.state + slot * a.slot_stride + ((size_t)head * P + warp * ROWS) * N + lane * 4;
     const float slope = -__expf(a.a_log[head]), bias = a.dt_bias[head], skip = a.d[head];
     float4 h[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         h[r] = make_float4(0, 0, 0, 0);
-        if (past) h[r] = __ldcs((const float4*)(state + r * N));
+        if (past) h[r] = load_state4(state + r * N);
     }
     if (FUSED) {
         // Channels of this head: x, then its group's B and C; a thread has one or two of the 320.
@@ -116,7 +116,7 @@ template <bool FUSED> DEVICE void ssm_update(const SsmUpdateArgs& a) {
         const float u = dt * xs[warp * ROWS + r];
         h[r].x = h[r].x * decay + u * bv.x, h[r].y = h[r].y * decay + u * bv.y;
         h[r].z = h[r].z * decay + u * bv.z, h[r].w = h[r].w * decay + u * bv.w;
-        if (!held) __stcs((float4*)(state + r * N), h[r]);
+        if (!held) store_state4(state + r * N, h[r]);
         sum[r] = h[r].x * cv.x + h[r].y * cv.y + h[r].z * cv.z + h[r].w * cv.w;
     }
     // Halves exchange: after three rounds lane bits 4, 3, 2 name the row whose partial sum a lane holds.
@@ -139,9 +139,14 @@ template <bool FUSED> DEVICE void ssm_update(const SsmUpdateArgs& a) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) ssm_update_bf16(const __grid_constant__ SsmUpdateArgs a) {
-    ssm_update<false>(a);
-}
-extern "C" __global__ void __launch_bounds__(256) conv_ssm_update_bf16(const __grid_constant__ SsmUpdateArgs a) {
-    ssm_update<true>(a);
-}
+// The end of a name is the state's dtype, none f32.
+#define UPDATE(NAME, S)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256) ssm_##NAME(const __grid_constant__ SsmUpdateArgs a) { \
+        ssm_update<false, S>(a);                                                                            \
+    }                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256) conv_ssm_##NAME(const __grid_constant__ SsmUpdateArgs a) { \
+        ssm_update<true, S>(a);                                                                             \
+    }
+UPDATE(update_bf16, float)
+UPDATE(update_bf16_bf16, bf16)
+UPDATE(update_bf16_f16, __half)

@@ -45,18 +45,21 @@ pub fn check(c: *const Checked) Rejected!void {
         },
         .attention_probs => {
             try atMost(c, 0, c.command.attrs[2]);
-            try expect(c, 1, c.given[0].?.dtype);
+            try expectKept(c, &.{1});
             try expect(c, 2, .f32);
         },
         .attention => {
             try atMost(c, 0, c.command.attrs[2]);
-            for (1..4) |i| try expect(c, i, c.given[0].?.dtype);
+            try expectKept(c, &.{ 1, 2 });
+            try expect(c, 3, c.given[0].?.dtype);
         },
-        .kv_append => for (1..4) |i| try expect(c, i, c.given[0].?.dtype),
+        .kv_append => {
+            try expect(c, 1, c.given[0].?.dtype);
+            try expectKept(c, &.{ 2, 3 });
+        },
         .ssm_scan, .ssm_update => {
             try atMost(c, 2, c.command.attrs[3]);
             try expectAll(c, c.given[0].?.dtype);
-            try expect(c, 7, .f32);
         },
         else => try expectAll(c, c.given[0].?.dtype),
     }
@@ -94,6 +97,19 @@ fn expect(c: *const Checked, i: usize, wanted: DType) Rejected!void {
     const found = c.given[i].?.dtype;
     if (found != wanted)
         return c.fail(.type, i, "to have dtype {t} but found {t}", .{ wanted, found });
+}
+
+/// Keys and values: floats, both of one dtype.
+fn expectKept(c: *const Checked, places: []const usize) Rejected!void {
+    for (places) |i| switch (c.given[i].?.dtype) {
+        .f32, .bf16, .f16 => try expect(c, i, c.given[places[0]].?.dtype),
+        else => |found| return c.fail(
+            .unsupported,
+            i,
+            "to be f32, bf16 or f16 on a GPU but found {t}",
+            .{found},
+        ),
+    };
 }
 
 /// All activations of the command.

@@ -33,7 +33,7 @@ pub const Role = union(enum) {
     table,
     /// f32 weight (C, W) without gaps.
     taps,
-    /// Place in a slot, of this rank: f32, and of rank 3 on a CPU also bf16 or f16.
+    /// Place in a slot, of this rank: f32, and of rank 3 also bf16 or f16.
     state: u32,
     /// Place in a page, of this rank.
     kv: u32,
@@ -234,7 +234,7 @@ fn checkRole(c: *const Checked, i: usize, o: Operand) Rejected!void {
         },
         .state => |rank| {
             try expectPlace(c, i, o, .state, rank);
-            if (rank == 3 and c.plan.device == .cpu) {
+            if (rank == 3) {
                 try expectDType(c, i, o, &.{ .f32, .bf16, .f16 });
             } else try expectDType(c, i, o, &.{.f32});
         },

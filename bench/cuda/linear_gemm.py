@@ -3,6 +3,7 @@ import ctypes as C
 import sys
 import torch
 import driver as d
+import linear_batch
 
 M = d.Module("linear_gemm_sm90")
 SMEM = 230656
@@ -13,18 +14,18 @@ class Args(C.Structure):
                [(n, C.c_int) for n in ("m", "n", "k", "residual_stride")]
 
 
-def prepare(x, w, out, w2=None, bias=None, residual=None, rows_ptr=None, wide=None):
+def prepare(x, w, out, w2=None, bias=None, residual=None, rows_ptr=None, wide=None, parts=False):
     m, k, n = x.shape[0], x.shape[1], w.shape[0]
     if wide is None:  # narrow tiles where wide ones would leave clusters without work
         tiles = ((m + 255) // 256) * ((n * (2 if w2 is not None else 1) + 255) // 256)
-        wide = tiles >= d.SMS // 2 * 3 // 4
+        wide = tiles >= d.SMS // 2 * 3 // 4 and not parts
     box = 128 if wide else 64
     maps = [d.tensor_map(x, m, k, 64, 128), d.tensor_map(w, n, k, 64, box),
             d.tensor_map(w2 if w2 is not None else w, n, k, 64, box), d.tensor_map(out, m, n, 64, 64)]
     a = Args(d.ptr(bias), d.ptr(residual), d.ptr(rows_ptr), m, n, k, residual.stride(0) if residual is not None else 0)
     tile = box if w2 is not None else 2 * box
     pairs = ((m + 255) // 256) * ((n + tile - 1) // tile)
-    name = f"gemm_{'swiglu_' if w2 is not None else ''}{2 * box}_sm90_bf16"
+    name = f"gemm_{'swiglu_' if w2 is not None else ''}{'parts' if parts else 2 * box}_sm90_bf16"
     return lambda: M.launch(name, (2 * min(d.SMS // 2, pairs),), 384, maps + [a], SMEM, cluster=2)
 
 
@@ -63,6 +64,13 @@ def test(small):
             again = torch.full_like(out, float("nan"))
             prepare(x, w, again, wide=False, **kw)()
             d.check(f"gemm {name} {m}x{n}x{k} other tile", 0.0 if torch.equal(out, again) else 1.0, 0)
+            again = torch.full_like(out, float("nan"))
+            prepare(x, w, again, parts=True, **kw)()
+            few = torch.full_like(out, float("nan"))
+            linear_batch.prepare(x, w, few, **kw)()
+            torch.cuda.synchronize()
+            d.check(f"gemm parts {name} {m}x{n}x{k}", d.error(again, ref), 5e-3)
+            d.check(f"gemm parts {name} {m}x{n}x{k} as a batch", 0.0 if torch.equal(again, few) else 1.0, 0)
             if m <= 257 and name != "swiglu":
                 part = slice(0, min(m, 256))
                 again = torch.full_like(out, float("nan"))
@@ -106,6 +114,9 @@ def bench():
             if m <= 256 and n == 4096:
                 split = prepare_split(x, w, out)
                 extra["split_us"] = d.graph_us(lambda: [split() for _ in range(reps)], reps, 7)
+            if m > 128:
+                parts = prepare(x, w, out, parts=True)
+                extra["parts_us"] = d.graph_us(lambda: [parts() for _ in range(reps)], reps, 7)
             if name == "gate_up" and m > 512:
                 half = torch.empty(m, n // 2, device="cuda", dtype=torch.bfloat16)
                 fused = prepare(x, w[:n // 2], half, w2=w[n // 2:])

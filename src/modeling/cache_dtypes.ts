@@ -69,12 +69,10 @@ export function resolveCacheDTypes(
   activations: DTypeName,
 ): { cache_dtype: DTypeName; state_dtype: DTypeName } {
   const found = { cache_dtype: cache_dtype ?? activations, state_dtype: state_dtype ?? "float32" };
-  const wanted = { cache_dtype: activations, state_dtype: "float32" } as const;
-  for (const name of ["cache_dtype", "state_dtype"] as const) {
-    if (device === "cpu" || found[name] === wanted[name]) continue;
+  if (device === "cuda" && found.cache_dtype === "q8_0") {
     throw new TypeError(
-      `Cannot keep a ${name} of ${found[name]} on ${device}, whose kernels take ` +
-        `${wanted[name]} with this model: leave ${name} out`,
+      'Cannot keep a cache_dtype of q8_0 on cuda, whose kernels take floats: give "bfloat16" or ' +
+        '"float16", or leave cache_dtype out',
     );
   }
   for (const spec of specs) {

@@ -210,8 +210,14 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     const { tokenizer = this.name_or_path, ...rest } = options;
     const checkpoint = openCheckpoint(this.name_or_path);
     const config = this.config as unknown as ConfigToWrite;
-    const source = { checkpoint, config, tokenizer, device: this.device };
-    await saveGguf({ ...source, name: basename(this.name_or_path) }, path, rest);
+    // The CPU converts: a GPU's weights lie in orders of their own.
+    const cpu = this.device.kind === "cpu" ? undefined : await Device.open("cpu");
+    try {
+      const source = { checkpoint, config, tokenizer, device: cpu ?? this.device };
+      await saveGguf({ ...source, name: basename(this.name_or_path) }, path, rest);
+    } finally {
+      cpu?.dispose();
+    }
   }
 
   /** HF's eval(): models here are always in evaluation mode. */

@@ -97,6 +97,20 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     }
   });
 
+  it("draws what the CPU draws, by every rule", async () => {
+    using gpu = await load("float32");
+    using cpu = await load("float32", "cpu");
+    const rules = [
+      { typical_p: 0.7 },
+      { temperature: 0.8, top_k: 40, top_p: 0.9, min_p: 0.02 },
+      { top_k: 100, top_p: 0.95, min_p: 0.01, typical_p: 0.9, repetition_penalty: 1.1 },
+    ];
+    for (const rule of rules) {
+      const options = { ...greedy, ...rule, do_sample: true, seed: 11 };
+      assertEquals(await gpu.generate(options), await cpu.generate(options), JSON.stringify(rule));
+    }
+  });
+
   it("continues a cache that a generation left, whatever ended it", async () => {
     using model = await loadThin("cuda", "float32");
     const options = { input_ids: [idsOf(9, 1)], max_new_tokens: 40, pad_token_id: 0 };

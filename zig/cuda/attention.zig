@@ -1,4 +1,4 @@
-//! kv_append, attention and attention_probs. bf16 with heads of 128: kernels/attention_decode.cu
+//! kv_append, attention and attention_probs. bf16 throughout with heads of 128: kernels/attention_decode.cu
 //! where every sequence has one token, kernels/attention_sm90.cu on Hopper; else the plain twin.
 //! On a GPU keys lie in their pages as values do: (kv_heads, page_tokens, head_dim).
 
@@ -13,6 +13,11 @@ pub const kernels = .{
     .attention = k.Kernel{ .launch = attention, .workspace = workspace },
     .attention_probs = k.Kernel{ .launch = probs },
 };
+
+/// Dtypes of activations, and of keys and values, whose first operand is number i.
+fn kept(t: *const Task, i: usize) [2]command.DType {
+    return .{ k.dtype(t, 0), k.dtype(t, i) };
+}
 
 const fast_head_dim = 128;
 const prefill_shared_bytes = 164992;
@@ -60,16 +65,11 @@ fn append(t: *const Task, s: *Stream) void {
         .max_pages = @intCast(t.step.max_pages),
     };
     const grid = [3]u32{ k.rows(t, 0), 1, 1 };
-    switch (k.dtype(t, 0)) {
-        inline .f32, .bf16 => |d| {
-            s.launch("attention", "kv_append_" ++ @tagName(d), grid, 128, .{a}, .{});
-        },
-        else => unreachable,
-    }
+    k.launchKept(s, "attention", "kv_append", null, kept(t, 2), grid, 128, .{a});
 }
 
 fn isFast(t: *const Task) bool {
-    return k.dtype(t, 0) == .bf16 and t.attrs[2] == fast_head_dim and k.aligned(t, &.{ 0, 3 });
+    return k.dtype(t, 0) == .bf16 and k.dtype(t, 1) == .bf16 and t.attrs[2] == fast_head_dim and k.aligned(t, &.{ 0, 3 });
 }
 
 fn attention(t: *const Task, s: *Stream) void {
@@ -222,12 +222,7 @@ fn plain(t: *const Task, s: *Stream) void {
         .scale = t.attrF(3),
     };
     const grid = [3]u32{ k.rows(t, 0), t.attrs[0], 1 };
-    switch (k.dtype(t, 0)) {
-        inline .f32, .bf16 => |d| {
-            s.launch("reference", "attention_ref_" ++ @tagName(d), grid, 32, .{a}, .{});
-        },
-        else => unreachable,
-    }
+    k.launchKept(s, "reference", "attention_ref", null, kept(t, 1), grid, 32, .{a});
 }
 
 const ProbsArgs = extern struct {
@@ -269,10 +264,5 @@ fn probs(t: *const Task, s: *Stream) void {
         .scale = t.attrF(3),
     };
     const grid = [3]u32{ k.rows(t, 0), t.attrs[0], 1 };
-    switch (k.dtype(t, 0)) {
-        inline .f32, .bf16 => |d| {
-            s.launch("attention", "attention_probs_" ++ @tagName(d), grid, 128, .{a}, .{});
-        },
-        else => unreachable,
-    }
+    k.launchKept(s, "attention", "attention_probs", null, kept(t, 1), grid, 128, .{a});
 }

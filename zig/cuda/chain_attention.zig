@@ -36,6 +36,8 @@ pub fn fits(tasks: []const Task) bool {
     const wired = q_rope.data[0] == tasks[q_at].data[4] and
         k_rope.data[0] == tasks[k_at].data[4] and append.data[0] == k_rope.data[3] and
         append.data[1] == tasks[v_at].data[4] and k_rope.data[1] == q_rope.data[1];
+    // The rotation writes pages of bf16.
+    if (k.dtype(append, 2) != .bf16) return false;
     const freqs = q_rope.cols(1);
     const pieces = freqs % 8 == 0 and q_rope.attrs[1] % 8 == 0;
     const joined = isEights(&tasks[q_at]) or

@@ -42,7 +42,7 @@ fn arguments(t: *const Task) Args {
         .seq_start = t.step.seq_start,
         .past_len = t.step.past_len,
         .slots = t.step.slots,
-        .slot_stride = k.slotStride(t),
+        .slot_stride = k.slotStride(t, 3),
         .rows = @intCast(k.rows(t, 0)),
         .channels = k.cols(t, 0),
         .x_stride = k.stride(t, 0),

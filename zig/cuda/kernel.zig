@@ -22,8 +22,8 @@ pub fn dtype(t: *const Task, i: usize) command.DType {
     return t.operands[i].dtype;
 }
 /// Elements between the slots of operand i, a state.
-pub fn slotStride(t: *const Task) i64 {
-    return @intCast(t.slot_bytes / 4);
+pub fn slotStride(t: *const Task, i: usize) i64 {
+    return @intCast(t.slot_bytes / elementBytes(dtype(t, i)));
 }
 /// Elements between the pages of operand i.
 pub fn pageStride(t: *const Task, i: usize) i64 {
@@ -63,6 +63,29 @@ pub fn aligned(t: *const Task, operands: []const usize) bool {
         if (address % 16 != 0 or t.stride(i) * elementBytes(dtype(t, i)) % 16 != 0) return false;
     }
     return true;
+}
+/// Launches the kernel named `base`, the activations' dtype and, where it is not `plain`, that of what is
+/// kept in a cache.
+pub fn launchKept(
+    s: *Stream,
+    comptime stem: []const u8,
+    comptime base: []const u8,
+    comptime plain: ?command.DType,
+    kept: [2]command.DType,
+    grid: [3]u32,
+    threads: u32,
+    args: anytype,
+) void {
+    switch (kept[0]) {
+        inline .f32, .bf16 => |of| switch (kept[1]) {
+            inline .f32, .bf16, .f16 => |cache| {
+                const end = if (cache == plain orelse of) "" else "_" ++ @tagName(cache);
+                s.launch(stem, base ++ "_" ++ @tagName(of) ++ end, grid, threads, args, .{});
+            },
+            else => unreachable,
+        },
+        else => unreachable,
+    }
 }
 /// A kernel's name made of parts.
 pub fn name(comptime format: []const u8, comptime values: anytype) [:0]const u8 {

@@ -43,7 +43,7 @@ pub const Product = struct {
 pub fn launch(p: Product, s: *Stream) void {
     const rows = k.rows(p.of, 0);
     if (block.is(k.dtype(p.of, 1))) return blocks.gemm(p, s);
-    if (rows <= batch_rows_max or p.f32_out or s.invariant) return batch(p, s);
+    if (rows <= batch_rows_max or p.f32_out) return batch(p, s);
     gemm(p, s);
 }
 
@@ -106,7 +106,7 @@ fn gemm(p: Product, s: *Stream) void {
     const clusters = s.gpu.multiprocessors / 2;
     const columns: usize = if (p.up == null) n else 2 * n;
     // Narrow tiles where wide ones would leave clusters without work.
-    const wide = k.blocks(rows, 256) * k.blocks(columns, 256) >= clusters * 3 / 4;
+    const wide = k.blocks(rows, 256) * k.blocks(columns, 256) >= clusters * 3 / 4 and !s.invariant;
     const box: u32 = if (wide) 128 else 64;
     const a: GemmArgs = .{
         .bias = k.at(t, 2),
@@ -126,6 +126,10 @@ fn gemm(p: Product, s: *Stream) void {
     const extra: Extra = .{ .shared_bytes = gemm_shared_bytes, .cluster = 2 };
     const args = .{ x, weight, other, out, a };
     const stem = "linear_gemm_sm90";
+    if (s.invariant) { // the order of sums of `batch`
+        if (p.up == null) return s.launch(stem, "gemm_parts_sm90_bf16", grid, 384, args, extra);
+        return s.launch(stem, "gemm_swiglu_parts_sm90_bf16", grid, 384, args, extra);
+    }
     if (p.up != null) {
         if (wide) return s.launch(stem, "gemm_swiglu_256_sm90_bf16", grid, 384, args, extra);
         return s.launch(stem, "gemm_swiglu_128_sm90_bf16", grid, 384, args, extra);

@@ -2,9 +2,11 @@
 //! (kernels/ssm_scan_sm90.cu) and the update (kernels/ssm_update.cu); else the recurrence, token by
 //! token. On a GPU `ssm_state` lies as (heads, P, N).
 
+const command = @import("command");
 const k = @import("kernel.zig");
 const driver = @import("driver.zig");
 const Extra = @import("stream.zig").Extra;
+const DType = command.DType;
 const Task = k.Task;
 const Stream = k.Stream;
 
@@ -56,7 +58,7 @@ fn scan(t: *const Task, s: *Stream) void {
         .past_len = t.step.past_len,
         .slots = t.step.slots,
         .y = k.at(t, 8),
-        .slot_stride = k.slotStride(t),
+        .slot_stride = k.slotStride(t, 7),
         .dt_stride = k.stride(t, 1),
         .y_stride = k.stride(t, 8),
         .heads = k.attr(t, 0),
@@ -71,7 +73,14 @@ fn scan(t: *const Task, s: *Stream) void {
         a,
     };
     const extra: Extra = .{ .shared_bytes = scan_shared_bytes, .cluster = 1 };
-    s.launch("ssm_scan_sm90", "ssd_sm90_c1_bf16", .{ heads, t.step.n_seqs, 1 }, 512, args, extra);
+    const grid = [3]u32{ heads, t.step.n_seqs, 1 };
+    switch (k.dtype(t, 7)) {
+        inline .f32, .bf16, .f16 => |d| {
+            const name = comptime stateName("ssd_sm90_c1_bf16", d);
+            s.launch("ssm_scan_sm90", name, grid, 512, args, extra);
+        },
+        else => unreachable,
+    }
 }
 
 const UpdateArgs = extern struct {
@@ -108,8 +117,20 @@ const UpdateArgs = extern struct {
 
 fn update(t: *const Task, s: *Stream) void {
     if (!isFast(t)) return recurrence(t, s);
+    launchUpdate("ssm_update_bf16", t, updateArguments(t), s);
+}
+fn launchUpdate(comptime name: []const u8, t: *const Task, a: UpdateArgs, s: *Stream) void {
     const grid = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
-    s.launch("ssm_update", "ssm_update_bf16", grid, 256, .{updateArguments(t)}, .{});
+    switch (k.dtype(t, 7)) {
+        inline .f32, .bf16, .f16 => |d| {
+            s.launch("ssm_update", comptime stateName(name, d), grid, 256, .{a}, .{});
+        },
+        else => unreachable,
+    }
+}
+/// The end of a kernel's name is the state's dtype, none f32.
+fn stateName(comptime name: []const u8, comptime state: DType) [:0]const u8 {
+    return if (state == .f32) name ++ "" else name ++ "_" ++ @tagName(state);
 }
 
 fn updateArguments(t: *const Task) UpdateArgs {
@@ -125,7 +146,7 @@ fn updateArguments(t: *const Task) UpdateArgs {
         .past_len = t.step.past_len,
         .slots = t.step.slots,
         .y = k.at(t, 8),
-        .slot_stride = k.slotStride(t),
+        .slot_stride = k.slotStride(t, 7),
         .x_stride = k.stride(t, 0),
         .b_stride = k.stride(t, 2),
         .c_stride = k.stride(t, 3),
@@ -165,11 +186,10 @@ pub fn chain(tasks: []const Task, s: *Stream) void {
     a.conv_state = k.at(conv, 3);
     a.conv_w = k.at(conv, 1);
     a.conv_b = k.at(conv, 2);
-    a.conv_slot_stride = k.slotStride(conv);
+    a.conv_slot_stride = k.slotStride(conv, 3);
     a.width = k.cols(conv, 1);
     a.conv_dim = k.cols(conv, 0);
-    const grid = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
-    s.launch("ssm_update", "conv_ssm_update_bf16", grid, 256, .{a}, .{});
+    launchUpdate("conv_ssm_update_bf16", t, a, s);
 }
 
 const RecurrenceArgs = extern struct {
@@ -214,7 +234,7 @@ fn recurrence(t: *const Task, s: *Stream) void {
         .past_len = t.step.past_len,
         .slots = t.step.slots,
         .y = k.at(t, 8),
-        .slot_stride = k.slotStride(t),
+        .slot_stride = k.slotStride(t, 7),
         .x_stride = k.stride(t, 0),
         .b_stride = k.stride(t, 2),
         .c_stride = k.stride(t, 3),
@@ -229,10 +249,6 @@ fn recurrence(t: *const Task, s: *Stream) void {
         .sampling = @ptrCast(t.step.sampling),
     };
     const grid = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
-    switch (k.dtype(t, 0)) {
-        inline .f32, .bf16 => |d| {
-            s.launch("reference", "scan_ref_" ++ @tagName(d), grid, 256, .{a}, .{});
-        },
-        else => unreachable,
-    }
+    const kept = [2]DType{ k.dtype(t, 0), k.dtype(t, 7) };
+    k.launchKept(s, "reference", "scan_ref", .f32, kept, grid, 256, .{a});
 }

@@ -17,7 +17,8 @@
 //          2^60 times as large, so that products lie in the middle of what f32 holds;
 //        - the 16 k of a 16-byte piece feed four matrix steps directly: k may be permuted as long as x is, too.
 // Launch: fp8_decode: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
-//   dynamic smem STAGES * 16384 + (staged: batch * (K to a multiple of 1024, + 8) * 2). fp8_linear: 256, (ceil(N / 64), ceil(M / 64)).
+//   dynamic smem STAGES * 16384 + (staged: batch * (K to a multiple of 1024, + 8) * 2).
+//   fp8_linear: 256 threads, grid (ceil(N / 64), ceil(M / 64)).
 #include "common.cuh"
 
 struct DecodeArgs {

@@ -136,12 +136,12 @@ pub fn build(b: *Build) void {
 
 /// Files of ../kernels that are compiled.
 const cuda_stems = [_][]const u8{
-    "advance",           "attention",        "attention_decode", "attention_sm90",
-    "blocks",            "blocks_decode",    "blocks_gemm_sm90", "conv1d",
-    "embedding",         "linear_decode",    "linear_fp8",       "linear_fp8_batch_sm90",
-    "linear_fp8_sm90",   "logits_process",   "loss",             "linear_batch_sm90",
-    "linear_gemm_sm90",  "norm",             "peaks",            "reference",
-    "rope",              "sample",           "ssm_scan_sm90",    "ssm_update",
+    "advance",          "attention",      "attention_decode", "attention_sm90",
+    "blocks",           "blocks_decode",  "blocks_gemm_sm90", "conv1d",
+    "embedding",        "linear_decode",  "linear_fp8",       "linear_fp8_batch_sm90",
+    "linear_fp8_sm90",  "logits_process", "loss",             "linear_batch_sm90",
+    "linear_gemm_sm90", "norm",           "peaks",            "reference",
+    "rope",             "sample",         "ssm_scan_sm90",    "ssm_update",
 };
 const cuda_headers = [_][]const u8{
     "blocks.cuh", "common.cuh", "gemm_sm90.cuh", "hopper.cuh", "wgmma.cuh",

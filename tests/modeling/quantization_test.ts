@@ -8,7 +8,14 @@ import { dog, loadModel } from "../generation/support.ts";
 const ids = [1, 67, 707, 1208, 268, 90, 1203, 455, 31, 2900];
 
 /** How far the loss over the model's own text may be from that of the weights as they are stored. */
-const types = { f8_e4m3: 0.05, q8_0: 0.03, q6_k: 0.05, q5_k_m: 0.1, q4_k_m: 0.3, q4_0: 0.4 } as const;
+const types = {
+  f8_e4m3: 0.05,
+  q8_0: 0.03,
+  q6_k: 0.05,
+  q5_k_m: 0.1,
+  q4_k_m: 0.3,
+  q4_0: 0.4,
+} as const;
 
 describe("quantization_config", () => {
   for (const [type, loss_max] of Object.entries(types)) {

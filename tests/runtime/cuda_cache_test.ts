@@ -40,7 +40,9 @@ async function inParts(model: BambaForCausalLM, ids: number[], cuts: number[]) {
   using cache = past_key_values!;
   const kept: Float32Array[] = [];
   for (const layer of [0, 1, 2, 3]) {
-    if (layer >= (model.config as unknown as { num_hidden_layers: number }).num_hidden_layers) break;
+    if (layer >= (model.config as unknown as { num_hidden_layers: number }).num_hidden_layers) {
+      break;
+    }
     for (const value of Object.values(cache.layer(layer))) {
       kept.push(await value.data() as Float32Array);
     }

@@ -1,5 +1,6 @@
-//! kv_append, attention and attention_probs. bf16 throughout with heads of 128: kernels/attention_decode.cu
-//! where every sequence has one token, kernels/attention_sm90.cu on Hopper; else the plain twin.
+//! kv_append, attention and attention_probs. bf16 throughout with heads of 128:
+//! kernels/attention_decode.cu where every sequence has one token, kernels/attention_sm90.cu on
+//! Hopper; else the plain twin.
 //! On a GPU keys lie in their pages as values do: (kv_heads, page_tokens, head_dim).
 
 const command = @import("command");
@@ -69,7 +70,8 @@ fn append(t: *const Task, s: *Stream) void {
 }
 
 fn isFast(t: *const Task) bool {
-    return k.dtype(t, 0) == .bf16 and k.dtype(t, 1) == .bf16 and t.attrs[2] == fast_head_dim and k.aligned(t, &.{ 0, 3 });
+    return k.dtype(t, 0) == .bf16 and k.dtype(t, 1) == .bf16 and
+        t.attrs[2] == fast_head_dim and k.aligned(t, &.{ 0, 3 });
 }
 
 fn attention(t: *const Task, s: *Stream) void {

@@ -184,7 +184,8 @@ fn normLinearFits(tasks: []const Task) bool {
 fn normLinear(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     var a = decode.arguments(of);
-    if (!decode.takesNorm(&a, s)) return if (fp8.many(of, s)) inEights(tasks, s) else each(tasks, s);
+    if (fp8.many(of, s)) return inEights(tasks, s);
+    if (!decode.takesNorm(&a, s)) return each(tasks, s);
     decode.takeNorm(&a, norm, 1);
     decode.launch(.rms, a, k.dtype(of, 4) == .f32, s);
 }
@@ -216,7 +217,8 @@ fn gatedLinearFits(tasks: []const Task) bool {
 fn gatedLinear(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     var a = decode.arguments(of);
-    if (!decode.takesNorm(&a, s)) return if (fp8.many(of, s)) inEights(tasks, s) else each(tasks, s);
+    if (fp8.many(of, s)) return inEights(tasks, s);
+    if (!decode.takesNorm(&a, s)) return each(tasks, s);
     decode.takeNorm(&a, norm, 2);
     a.gate = k.at(norm, 1);
     a.gate_stride = k.stride(norm, 1);

@@ -1,6 +1,7 @@
 //! A norm and the three projections behind it as one product, where the weights lie one behind the
-//! other (three of e4m3, whose scales lie between); then the rotation of queries and keys, and keys and values into their pages, as one
-//! kernel (kernels/rope.cu, qkv_rope). Nine launches of an attention layer become two or three.
+//! other (three of e4m3, whose scales lie between); then the rotation of queries and keys, and keys
+//! and values into their pages, as one kernel (kernels/rope.cu, qkv_rope). Nine launches of an
+//! attention layer become two or three.
 
 const std = @import("std");
 const k = @import("kernel.zig");
@@ -31,7 +32,8 @@ pub fn fits(tasks: []const Task) bool {
         const of = &tasks[i];
         if (of.data[0] != norm.data[2] or of.has(2) or of.has(3)) return false;
         const known = k.dtype(of, 1) == .bf16 or isEights(of);
-        if (!known or k.dtype(of, 4) != .bf16 or k.dtype(of, 1) != k.dtype(&tasks[q_at], 1) or !linear.isFast(of) or of.cols(4) % 8 != 0) return false;
+        const alike = k.dtype(of, 4) == .bf16 and k.dtype(of, 1) == k.dtype(&tasks[q_at], 1);
+        if (!known or !alike or !linear.isFast(of) or of.cols(4) % 8 != 0) return false;
     }
     const wired = q_rope.data[0] == tasks[q_at].data[4] and
         k_rope.data[0] == tasks[k_at].data[4] and append.data[0] == k_rope.data[3] and

@@ -64,8 +64,8 @@ pub fn aligned(t: *const Task, operands: []const usize) bool {
     }
     return true;
 }
-/// Launches the kernel named `base`, the activations' dtype and, where it is not `plain`, that of what is
-/// kept in a cache.
+/// Launches the kernel named `base`, the activations' dtype and, where it is not `plain`, that of
+/// what is kept in a cache.
 pub fn launchKept(
     s: *Stream,
     comptime stem: []const u8,

@@ -44,7 +44,8 @@ pub fn isFast(t: *const Task) bool {
     const columns: usize = if (weight == .f8_e4m3) fp8.columns else 8;
     return k.dtype(t, 0) == .bf16 and
         (weight == .bf16 or weight == .f8_e4m3 or block.is(weight)) and
-        t.cols(0) % columns == 0 and k.aligned(t, &.{ 0, 3 }) and @intFromPtr(t.data[1].?) % 16 == 0;
+        t.cols(0) % columns == 0 and k.aligned(t, &.{ 0, 3 }) and
+        @intFromPtr(t.data[1].?) % 16 == 0;
 }
 pub fn onHopper(t: *const Task, s: *const Stream) bool {
     return s.gpu.capability == 90 and t.cols(4) % 8 == 0;

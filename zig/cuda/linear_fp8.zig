@@ -1,8 +1,8 @@
 //! linear with e4m3 weights. A few rows: kernels/linear_fp8.cu, activations as they are. More on
 //! Hopper: the rows become e4m3, each with a scale of its own and with what stands in front of the
 //! product (a norm, a gated norm), and are multiplied in e4m3: up to 128 rows by
-//! kernels/linear_fp8_batch_sm90.cu, above that by linear_fp8_sm90.cu. What is left takes the plain way. A weight lies as f32 scales of all its rows, whole panels of them, and then
-//! the rows.
+//! kernels/linear_fp8_batch_sm90.cu, above that by linear_fp8_sm90.cu. What is left takes the plain
+//! way. A weight lies as f32 scales of all its rows, whole panels of them, and then the rows.
 
 const std = @import("std");
 const command = @import("command");
@@ -172,7 +172,14 @@ const BatchArgs = extern struct {
 const batch_rows_max = 128;
 const batch_shared_bytes = 99456;
 
-fn batch(t: *const Task, up: ?*const Task, x: Eights, out: ?[*]u8, stride_out: i32, s: *Stream) void {
+fn batch(
+    t: *const Task,
+    up: ?*const Task,
+    x: Eights,
+    out: ?[*]u8,
+    stride_out: i32,
+    s: *Stream,
+) void {
     const rows = k.rows(t, 0);
     const n = t.cols(4);
     const cols = t.cols(0);

@@ -1,6 +1,6 @@
 /**
- * Does every kernel of a GPU keep to its memory, and to its turn? Runs each of them through whole models
- * at sizes that end in the middle of tiles, for a checker to watch:
+ * Do a GPU's kernels keep to their memory, and to their turn? Runs them through whole models of every
+ * kind at sizes that end in the middle of tiles, for a checker to watch:
  *
  *     compute-sanitizer --tool memcheck bun src/cli/main.ts bench every_kernel --device cuda --json
  *     compute-sanitizer --tool racecheck bun src/cli/main.ts bench every_kernel --device cuda --json
@@ -57,7 +57,7 @@ const penalties = {
 const idsOf = (count: number, seed: number) =>
   Array.from({ length: count }, (_, i) => 3 + (i * 7919 + seed * 104729) % 1000);
 
-/** Runs every kernel; prints one line for each kind of model. */
+/** Runs all kinds of models; prints one line for each kind of model. */
 export async function run(options: BenchOptions): Promise<void> {
   const { signal, device } = options;
   const dir = await randomModel("9b-thin", signal);

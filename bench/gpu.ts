@@ -28,6 +28,8 @@ interface Setting {
   readonly peaks: Measured;
   readonly signal: AbortSignal;
   readonly line: (fields: Record<string, unknown>) => Promise<void>;
+  /** Of a number of an SSM state, 4 by default. */
+  readonly state_bytes?: number;
 }
 
 /** Measures and prints one JSON line for each result. */
@@ -62,6 +64,7 @@ export async function run(options: BenchOptions): Promise<void> {
   subject[Symbol.dispose]();
   await invariantLines(options, setting);
   await eightLines(options, setting);
+  await stateLines(options, setting);
   for (const type of ["q8_0", "q4_k_m"] as const) await blockLine(options, setting, type);
   await line({ what: "peaks", when: "at the end", ...tera(await context.measure(signal)) });
   for (const found of gemmPeers()) await line(found);
@@ -95,6 +98,17 @@ async function eightLines(options: BenchOptions, setting: Setting): Promise<void
   await profilePrefill(eights, 8192);
 }
 
+/** SSM states in half the bits, where states are most of what a step moves. */
+async function stateLines(options: BenchOptions, setting: Setting): Promise<void> {
+  using subject = await openSubject({ ...options, state_dtype: "bfloat16" });
+  const line = ({ what, ...rest }: Record<string, unknown>) =>
+    setting.line({ what: `${what}, state_dtype bfloat16`, ...rest });
+  const state_bytes = 2;
+  for (const batch of [64, 256]) {
+    await decodeLine({ ...setting, model: subject.model, line, state_bytes }, batch);
+  }
+}
+
 /** Weights in blocks, quantized while they load, as the same GGUF files hold them. */
 async function blockLine(
   options: BenchOptions,
@@ -119,15 +133,21 @@ function tera(peaks: Measured): Record<string, number> {
 }
 
 /** Bytes of states that one sequence's token reads and writes, and of keys and values it reads. */
-function tokenBytes(shape: Shape, context: number): { states: number; keys: number } {
+function tokenBytes(
+  shape: Shape,
+  context: number,
+  state_bytes = 4,
+): { states: number; keys: number } {
   const { inner, conv_dim, kv, attention_layers, mamba_layers } = sizesOf(shape);
   return {
-    states: mamba_layers * 2 * 4 * (inner * shape.mamba_d_state + conv_kernel * conv_dim),
+    states: mamba_layers * 2 *
+      (state_bytes * inner * shape.mamba_d_state + 4 * conv_kernel * conv_dim),
     keys: attention_layers * 2 * kv * context * 2,
   };
 }
 
-async function decodeLine({ model, shape, peaks, signal, line }: Setting, batch: number) {
+async function decodeLine(setting: Setting, batch: number) {
+  const { model, shape, peaks, signal, line } = setting;
   const max_new_tokens = batch === 1 ? 129 : 65;
   const ids = promptIds(prompt_tokens, shape.vocab_size);
   const input_ids = new Array<number[]>(batch).fill(ids);
@@ -148,7 +168,8 @@ async function decodeLine({ model, shape, peaks, signal, line }: Setting, batch:
     hash = found;
   }
   const step_ms = median(steps);
-  const { states, keys } = tokenBytes(shape, prompt_tokens + max_new_tokens / 2);
+  const context = prompt_tokens + max_new_tokens / 2;
+  const { states, keys } = tokenBytes(shape, context, setting.state_bytes);
   const matrices = matrixBytes(model);
   const floor_s = (matrices + batch * keys) / peaks.read_bytes_s +
     batch * states / peaks.copy_bytes_s;

@@ -18,6 +18,9 @@
 //        - up to 256 rows, where tiles are too few for the chip: clusters of four split k (gemm_split). Not launched
 //          by the library: an H100 holds 30 such clusters at once, N = 4096 needs 32, and two turns gain nothing
 //          (out_proj 128 rows: 44.7 us, unsplit 46.1, cuBLAS 28.4). Clusters of two (66 fit) would.
+//        - k in parts (gemm_parts): the sums of linear_batch_sm90.cu, bit for bit, for any number of rows, which
+//          batch_invariant asks for. Two sets of sums leave registers for tiles of 128 columns: on an H100 0.75 to
+//          0.89 of the wide tile's rate, where that kernel in tiles of 128 rows had 0.55.
 // Launch: 384 threads, cluster 2, grid 2 * min(66, pairs of tiles), dynamic smem GEMM_SMEM = 230656.
 //   Tensor maps bf16, 128-byte swizzle: x box 64 x 128 rows, W and W2 box 64 x (tile / 2) rows, out 64 x 64.
 //   The number in a name is the tile's columns: 128 where 256 would leave clusters without work.

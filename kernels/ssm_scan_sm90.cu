@@ -22,6 +22,10 @@
 //          from registers; an exponential per element only in the 16 x 16 blocks on the diagonal;
 //        - one smem tile of B serves both as K-major (scores) and MN-major (state) operand;
 //        - blocks of a cluster are neighbouring heads: each copies its part of B and C to all of them.
+// compute-sanitizer's racecheck reports this kernel: writes of dt_warp and clearing of rows of others against reads
+//   behind the mbarriers FULL and EMPTY. One lane arrives there for its warp, behind a __syncwarp; racecheck counts
+//   the arriving lane's accesses as ordered (of 4096 pairs it names 3968, those of the 31 other lanes), PTX all of
+//   them. memcheck is clean.
 // Launch: 512 threads, grid (heads, sequences), cluster (1, 2 or 4 by name), dynamic smem SSD_SMEM = 220416.
 //   Heads of one cluster must share a group. Tensor maps: bf16, box 64 columns x 64 rows, 128-byte swizzle.
 #include "hopper.cuh"

@@ -64,10 +64,11 @@ export async function openSubject(
   options: BenchOptions & {
     readonly progress_callback?: () => void;
     readonly batch_invariant?: boolean;
+    readonly state_dtype?: "bfloat16";
   },
 ): Promise<Subject> {
   const { shape, weights, threads, device: name, signal } = options;
-  const { progress_callback, batch_invariant } = options;
+  const { progress_callback, batch_invariant, state_dtype } = options;
   const folder = await randomModel(shape, signal);
   const device = await Device.open(name, { threads });
   try {
@@ -79,6 +80,7 @@ export async function openSubject(
       threads,
       progress_callback,
       batch_invariant,
+      state_dtype,
       signal,
     });
     return {

@@ -40,9 +40,6 @@ export async function run(options: BenchOptions): Promise<void> {
     before = after;
   }
   const ratio = median(ratios);
-  if (!options.json) {
-    console.error(`${batch} sequences together: ${ratio.toFixed(2)} x the rate of one`);
-  }
   await printLine(options, {
     bench: "batch",
     shape,

@@ -81,9 +81,6 @@ export async function run(options: BenchOptions): Promise<void> {
   }
   for (const [what, ratios] of Object.entries(results)) {
     const ratio = median(ratios);
-    if (!options.json) {
-      console.error(`${what} at ${context}: ${ratio.toFixed(3)} of the rate without a context`);
-    }
     await printLine(options, {
       bench: `context ${what}`,
       shape,

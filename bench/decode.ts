@@ -52,7 +52,6 @@ export async function run(options: BenchOptions): Promise<void> {
     bench: "decode",
     ...result,
     unit: "GB/s read",
-    scale: 1e9,
     cpu_level: device.info().cpu_level,
     threads: device.threads,
     bytes_per_token: bytes,

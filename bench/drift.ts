@@ -103,13 +103,11 @@ export async function run(options: BenchOptions): Promise<void> {
       loss: rounded(mean(losses), 3),
       agreed: rounded(agreed / far.length),
     };
-    if (!options.json) {
-      console.error(
-        `drift ${Object.entries(kind).map((pair) => pair.join(" ")).join(", ")}: ` +
-          `${result.divergence} nats a token, ${result.parts.at(-1)} at the end, ` +
-          `loss ${result.loss}, same best token in ${(100 * result.agreed).toFixed(2)} %`,
-      );
-    }
-    await printLine(options, { bench: "drift", ...result });
+    await printLine(options, {
+      bench: "drift",
+      cache_dtype: "float32",
+      state_dtype: "float32",
+      ...result,
+    });
   }
 }

@@ -41,8 +41,5 @@ export async function run(options: BenchOptions): Promise<void> {
     late_ms_median: Number(median(late_ms).toFixed(2)),
     threads: model.device.threads,
   };
-  if (!options.json) {
-    console.error(`a timer of ${interval_ms} ms was at most ${result.late_ms_max} ms late`);
-  }
   await printLine(options, result);
 }

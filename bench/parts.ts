@@ -43,12 +43,6 @@ export async function run(options: BenchOptions): Promise<void> {
       .sort(([, a], [, b]) => b - a);
     const all = spent.reduce((sum, [, s]) => sum + s, 0);
     const other = spent.reduce((sum, [name, s]) => sum + (products.includes(name) ? 0 : s), 0);
-    if (!options.json) {
-      for (const [name, s] of spent) {
-        const percent = (100 * s / all).toFixed(2).padStart(6);
-        console.error(`${what.padEnd(8)} ${name.padEnd(20)} ${percent} %`);
-      }
-    }
     await printLine(options, {
       bench: `parts ${what}`,
       shape,

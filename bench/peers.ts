@@ -1,65 +1,23 @@
 /**
- * How fast are others on the same weights? node-llama-cpp (llama.cpp's prebuilt CPU library) and this
- * library take turns in one run, with the same shape, weight type and threads. The peer is no
- * dependency: install it anywhere and name that folder in BAMBA_PEERS, with BAMBA_PEERS_GGUF naming a
- * file of the same shape for it.
+ * How fast are others on the same weights? node-llama-cpp (llama.cpp's prebuilt CPU library, on the
+ * same GGUF file) and HF transformers on the CPU (on the same folder) each take turns with this
+ * library, in one run, with as many threads: a prompt of 512, 32 tokens behind it, and starts from the
+ * page cache to the first token of a prompt of 8. `ratio` is how many times faster this library is.
+ * Whatever is installed in the folder that BAMBA_PEERS names is measured.
  */
 
-import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync } from "node:fs";
-import { join } from "node:path";
-import process from "node:process";
-import { createInterface } from "node:readline";
 import type { BenchOptions } from "../src/cli/bench.ts";
-import { root } from "../src/cli/place.ts";
-import type { BambaForCausalLM } from "../src/models/bamba.ts";
+import type { Device } from "../src/device.ts";
+import { BambaForCausalLM } from "../src/models/bamba.ts";
 import { printLine, rounded } from "./lib/line.ts";
-import { median, openSubject, promptIds } from "./lib/measure.ts";
-import { findShape } from "./lib/shapes.ts";
+import { matrixBytes, median, promptIds } from "./lib/measure.ts";
+import { findPeers, Peer, type PeerProgram, type Turn } from "./lib/peers.ts";
+import { randomGguf } from "./lib/random_gguf.ts";
+import { decodeBytes, findShape } from "./lib/shapes.ts";
+import { startElsewhere, startPeer } from "./lib/starts.ts";
 
 const prompt_tokens = 512;
 const new_tokens = 32;
-const rounds = 5;
-
-interface Turn {
-  readonly prefill_s: number;
-  readonly decode_s: number;
-}
-
-/** node-llama-cpp in a process of its own. */
-class Peer implements Disposable {
-  private readonly lines: AsyncIterator<string>;
-
-  private constructor(private readonly child: ChildProcess) {
-    this.lines = createInterface({ input: child.stdout! })[Symbol.asyncIterator]();
-  }
-
-  static async open(folder: string, gguf: string, threads: number): Promise<Peer> {
-    const script = join(root, "bench", "peers", "node_llama.mjs");
-    const peer = new Peer(
-      spawn("node", [script, folder, gguf, String(threads)], {
-        stdio: ["pipe", "pipe", "inherit"],
-      }),
-    );
-    await peer.answer();
-    return peer;
-  }
-
-  async turn(prompt: readonly number[]): Promise<Turn> {
-    this.child.stdin!.write(JSON.stringify({ prompt, new_tokens }) + "\n");
-    return JSON.parse(await this.answer());
-  }
-
-  private async answer(): Promise<string> {
-    const { done, value } = await this.lines.next();
-    if (done) throw new Error("Expected an answer of node-llama-cpp but its process ended");
-    return value;
-  }
-
-  [Symbol.dispose](): void {
-    this.child.kill();
-  }
-}
 
 async function ourTurn(
   model: BambaForCausalLM,
@@ -68,63 +26,126 @@ async function ourTurn(
 ): Promise<Turn> {
   const started = performance.now();
   let first = 0;
-  let count = 0;
+  const tokens: number[] = [];
   const input_ids = [[...prompt]];
   const options = { input_ids, max_new_tokens: new_tokens + 1, eos_token_id: null, signal };
-  for await (const _ of model.stream(options)) {
-    if (count++ === 0) first = performance.now();
+  for await (const [id] of model.stream(options)) {
+    if (tokens.push(id) === 1) first = performance.now();
   }
-  return { prefill_s: (first - started) / 1e3, decode_s: (performance.now() - first) / 1e3 };
+  const [prefill_s, decode_s] = [(first - started) / 1e3, (performance.now() - first) / 1e3];
+  return { prefill_s, decode_s, tokens };
 }
 
-function peerPlaces(): [string, string] {
-  const { BAMBA_PEERS: folder, BAMBA_PEERS_GGUF: gguf } = process.env;
-  if (!folder || !existsSync(join(folder, "node_modules", "node-llama-cpp"))) {
-    throw new Error(
-      `Expected BAMBA_PEERS to name a folder in which 'npm install node-llama-cpp@3.22.1' was run ` +
-        `but found '${folder ?? ""}'.`,
-    );
-  }
-  if (!gguf || !existsSync(gguf)) {
-    throw new Error(`Expected BAMBA_PEERS_GGUF to name a GGUF file but found '${gguf ?? ""}'.`);
-  }
-  return [folder, gguf];
+/** Turns of both, and what memory gave beside each of them, in bytes a second. */
+interface Turns {
+  readonly peer: string;
+  readonly ours: Turn[];
+  readonly theirs: Turn[];
+  readonly reads: number[];
 }
 
-/** Measures in turns and prints one JSON line for prefill and one for decode. */
-export async function run(options: BenchOptions): Promise<void> {
-  const { signal, weights, shape } = options;
-  const [folder, gguf] = peerPlaces();
+async function takeTurns(
+  model: BambaForCausalLM,
+  program: PeerProgram,
+  options: BenchOptions,
+): Promise<Turns> {
+  const { shape, signal } = options;
+  const { device } = model;
   const prompt = promptIds(prompt_tokens, findShape(shape).vocab_size);
-  using subject = await openSubject(options);
-  const { model, device } = subject;
-  using peer = await Peer.open(folder, gguf, device.threads);
-  const ours: Turn[] = [];
-  const theirs: Turn[] = [];
-  for (let i = 0; i <= rounds; i++) {
-    const turns = [await ourTurn(model, prompt, signal), await peer.turn(prompt)];
+  using peer = await Peer.open(program);
+  const turns: Turns = { peer: peer.name, ours: [], theirs: [], reads: [] };
+  for (let i = 0; i <= program.rounds; i++) {
+    signal.throwIfAborted();
+    const ours = await ourTurn(model, prompt, signal);
+    const { read_bytes_s } = await device.measure(signal);
+    const theirs = await peer.turn(prompt, new_tokens);
     if (i === 0) continue; // plans, pages and clocks come up
-    ours.push(turns[0]);
-    theirs.push(turns[1]);
+    turns.ours.push(ours);
+    turns.theirs.push(theirs);
+    turns.reads.push(read_bytes_s);
   }
+  return turns;
+}
+
+async function reportTurns(
+  options: BenchOptions,
+  device: Device,
+  { peer, ours, theirs, reads }: Turns,
+  bytes_per_token: number,
+): Promise<void> {
+  const { shape, weights } = options;
   for (const what of ["prefill", "decode"] as const) {
     const count = what === "prefill" ? prompt_tokens : new_tokens;
     const seconds = (turn: Turn) => what === "prefill" ? turn.prefill_s : turn.decode_s;
-    const rates = (turns: Turn[]) => turns.map((turn) => rounded(count / seconds(turn)));
+    const rate = (turns: Turn[]) => median(turns.map((turn) => count / seconds(turn)));
     const ratios = ours.map((turn, i) => seconds(theirs[i]) / seconds(turn));
-    const ratio = median(ratios);
-    if (!options.json) console.error(`${what}: ${ratio.toFixed(2)} x node-llama-cpp`);
+    const share = (turns: Turn[]) =>
+      what === "decode" ? rounded(rate(turns) * bytes_per_token / median(reads), 3) : undefined;
     await printLine(options, {
       bench: `peers ${what}`,
-      peer: "node-llama-cpp",
+      peer,
       shape,
       weights,
-      tok_s: median(rates(ours)),
-      peer_tok_s: median(rates(theirs)),
-      ratio: rounded(ratio),
+      ratio: rounded(median(ratios)),
+      tok_s: rounded(rate(ours)),
+      peer_tok_s: rounded(rate(theirs)),
+      share_of_read: share(ours),
+      peer_share_of_read: share(theirs),
       ratios: ratios.map((r) => rounded(r)),
       threads: device.threads,
       cpu_level: device.info().cpu_level,
     });
   }
+}
+
+async function reportStarts(
+  options: BenchOptions,
+  path: string,
+  programs: readonly { readonly peer: string; readonly program: PeerProgram }[],
+): Promise<void> {
+  const { shape, weights, threads } = options;
+  for (const { peer, program } of programs) {
+    const ours: number[] = [];
+    const theirs: number[] = [];
+    for (let i = 0; i <= program.rounds; i++) {
+      const turn = [startElsewhere(path, options).first_s, await startPeer(program, shape)];
+      if (i === 0 && program.rounds > 1) continue; // the page cache comes up
+      ours.push(turn[0]);
+      theirs.push(turn[1]);
+    }
+    const ratios = ours.map((first_s, i) => theirs[i] / first_s);
+    await printLine(options, {
+      bench: "peers start",
+      peer,
+      shape,
+      weights,
+      ratio: rounded(median(ratios)),
+      first_s: rounded(median(ours)),
+      peer_first_s: rounded(median(theirs)),
+      ratios: ratios.map((r) => rounded(r)),
+      threads,
+    });
+  }
+}
+
+/** Measures in turns and prints prefill, decode and start against each peer. */
+export async function run(options: BenchOptions): Promise<void> {
+  const { signal, shape, weights, threads } = options;
+  const path = await randomGguf(shape, weights, signal);
+  const measured: { peer: string; program: PeerProgram }[] = [];
+  {
+    using model = await BambaForCausalLM.from_pretrained(path, { threads, signal });
+    const programs = await findPeers(options, model.device.threads);
+    const bytes = decodeBytes(
+      findShape(shape),
+      matrixBytes(model),
+      prompt_tokens + new_tokens / 2,
+    );
+    for (const program of programs) {
+      const turns = await takeTurns(model, program, options);
+      await reportTurns(options, model.device, turns, bytes);
+      measured.push({ peer: turns.peer, program });
+    }
+  }
+  await reportStarts(options, path, measured);
 }

@@ -43,7 +43,6 @@ export async function run(options: BenchOptions): Promise<void> {
     bench: "prefill",
     ...result,
     unit: peak.unit,
-    scale: 1e12,
     cpu_level: device.info().cpu_level,
     threads: device.threads,
     tokens,

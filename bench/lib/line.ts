@@ -1,4 +1,4 @@
-/** The one line a benchmark prints, and where it is kept with what it was taken on. */
+/** A benchmark's result: printed for people or programs, kept with what it was taken on. */
 
 import { execFileSync } from "node:child_process";
 import { appendFileSync } from "node:fs";
@@ -7,6 +7,9 @@ import process from "node:process";
 import type { BenchOptions } from "../../src/cli/bench.ts";
 import { root } from "../../src/cli/place.ts";
 import { loadNative } from "../../src/native/ffi.ts";
+import { type Line, Table } from "./table.ts";
+
+const table = new Table();
 
 /** Digits that a shared machine can repeat. */
 export function rounded(x: number, digits = 4): number {
@@ -27,14 +30,11 @@ function commit(): string {
 }
 
 /**
- * Prints a result as one JSON line; with `--record FILE` also appends it there, with machine, date,
- * commit and command.
+ * Prints a result as a row of a table, or as one JSON line with `--json`; with `--record FILE` also
+ * appends that line there, with machine, date, commit and command.
  */
-export async function printLine(
-  options: BenchOptions,
-  line: Readonly<Record<string, unknown>>,
-): Promise<void> {
-  console.log(JSON.stringify(line));
+export async function printLine(options: BenchOptions, line: Line): Promise<void> {
+  console.log(options.json ? JSON.stringify(line) : table.rows(line).join("\n"));
   if (!options.record) return;
   const { cpu_name } = (await loadNative()).info();
   const runtime = process.versions.bun ? "bun" : "deno";

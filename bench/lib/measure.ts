@@ -161,25 +161,18 @@ export async function measureRounds(
   };
 }
 
-/** Prints one JSON line, and before it, unless `--json` was given, a sentence to stderr. */
+/** Prints the result of some rounds. */
 export async function report(
   options: BenchOptions,
-  { bench, unit, scale, ...rest }: Rounds & {
+  { bench, unit, ...rest }: Rounds & {
     bench: string;
-    /** Of the peak, after dividing by `scale`. */
+    /** What the peak is a rate of. */
     unit: string;
-    scale: number;
     [extra: string]: unknown;
   },
 ): Promise<void> {
   const { tok_s, share, share_sustained, peak, rounds, hash, ...extra } = rest;
   const { shape, weights } = options;
-  if (!options.json) {
-    console.error(
-      `${bench} ${shape} ${weights}: ${tok_s.toFixed(2)} tokens/s, ${(100 * share).toFixed(1)} % ` +
-        `of ${rounded(peak / scale, 3)} ${unit}`,
-    );
-  }
   await printLine(options, {
     bench,
     shape,
@@ -188,6 +181,7 @@ export async function report(
     share: rounded(share),
     share_sustained: share_sustained && rounded(share_sustained),
     peak: rounded(peak),
+    peak_of: unit,
     ...extra,
     rounds: rounds.map((rate) => rounded(rate)),
     hash,

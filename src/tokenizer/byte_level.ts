@@ -14,6 +14,11 @@ for (let byte = 0, next = 256; byte < 256; byte++) {
   BYTE_OF.set(String.fromCharCode(printable ? byte : next++), byte);
 }
 
+/** The characters of the byte alphabet, that of byte n at n. */
+export function byteAlphabet(): string[] {
+  return [...BYTE_OF.keys()];
+}
+
 const UTF8 = new TextEncoder();
 
 /**

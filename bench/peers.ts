@@ -107,11 +107,9 @@ async function reportStarts(
   for (const { peer, program } of programs) {
     const ours: number[] = [];
     const theirs: number[] = [];
-    for (let i = 0; i <= program.rounds; i++) {
-      const turn = [startElsewhere(path, options).first_s, await startPeer(program, shape)];
-      if (i === 0 && program.rounds > 1) continue; // the page cache comes up
-      ours.push(turn[0]);
-      theirs.push(turn[1]);
+    for (let i = 0; i < program.rounds; i++) {
+      ours.push(startElsewhere(path, options).first_s);
+      theirs.push(await startPeer(program, shape));
     }
     const ratios = ours.map((first_s, i) => theirs[i] / first_s);
     await printLine(options, {

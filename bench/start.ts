@@ -28,7 +28,7 @@ export async function run(options: BenchOptions): Promise<void> {
   const path = weights === "bf16"
     ? await randomModel(shape, signal)
     : await randomGguf(shape, weights, signal);
-  const starts = Array.from({ length: rounds + 1 }, () => startElsewhere(path, options)).slice(1);
+  const starts = Array.from({ length: rounds }, () => startElsewhere(path, options));
   const of = (what: keyof Start) => median(starts.map((start) => start[what]));
   const file_bytes = bytesOf(path);
   const grown = of("resident") - of("resident_before");

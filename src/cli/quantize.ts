@@ -10,7 +10,8 @@ import { addRuntime, wholeNumber } from "./options.ts";
 
 interface Flags {
   type: string;
-  tokenizer?: string;
+  /** false: none is written. */
+  tokenizer?: string | false;
   name?: string;
   threads?: number;
   force?: boolean;
@@ -54,7 +55,7 @@ async function quantize(
     checkpoint: openCheckpoint(input),
     config,
     device,
-    tokenizer: flags.tokenizer ?? input,
+    tokenizer: flags.tokenizer === false ? null : flags.tokenizer ?? input,
     name: flags.name ?? basename(input).replace(/\.gguf$/i, ""),
   };
   await saveGguf(source, output, {
@@ -82,6 +83,7 @@ export function addQuantize(program: Command, signal: AbortSignal): void {
   addRuntime(command)
     .option("--type <name>", Object.keys(file_types).join(", "), typeName, "q4_k_m")
     .option("--tokenizer <folder>", "folder or .gguf file with the tokenizer (default: <in>)")
+    .option("--no-tokenizer", "write none: llama.cpp's tools refuse such a file")
     .option("--name <text>", "the model's name (default: that of <in>)")
     .option("--threads <n>", "threads (default: one a physical core)", wholeNumber(1))
     .option("--force", "write over a file that is there")

@@ -75,8 +75,12 @@ export class Checkpoint {
   static open(path: string): Checkpoint {
     if (path.endsWith(".safetensors")) return Checkpoint.fromFiles(path, [path]);
     if (path.endsWith(".index.json")) return Checkpoint.fromIndex(path, path);
-    if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) {
-      throw new Error(`Expected a folder with a checkpoint but found nothing at "${path}"`);
+    const found = statSync(path, { throwIfNoEntry: false });
+    if (!found?.isDirectory()) {
+      throw new Error(
+        "Expected a folder with a checkpoint, or a .safetensors or .gguf file, but found " +
+          `${found ? "another file" : "nothing"} at "${path}"`,
+      );
     }
     const [single, index] = [join(path, single_name), join(path, index_name)];
     if (existsSync(single)) return Checkpoint.fromFiles(path, [single]);

@@ -32,6 +32,18 @@ describe("inspect", () => {
     assertMatch(short.stdout, / {2}and 87 more\n/);
   });
 
+  it("tells a file of another kind from none", () =>
+    withFolder(async (folder) => {
+      const path = join(folder, "x.bin");
+      const none = await cli(["inspect", path]);
+      assertEquals(none.code, 1);
+      assertMatch(none.stderr, /\.gguf file, but found nothing at ".*x\.bin"\.\n$/);
+      writeFileSync(path, "x");
+      const other = await cli(["inspect", path]);
+      assertEquals(other.code, 1);
+      assertMatch(other.stderr, /\.gguf file, but found another file at ".*x\.bin"\.\n$/);
+    }));
+
   it("tells in a sentence what is wrong with a file", () =>
     withFolder(async (folder) => {
       const path = join(folder, "x.gguf");

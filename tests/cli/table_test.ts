@@ -1,0 +1,39 @@
+import { assertEquals } from "@std/assert";
+import { describe, it } from "node:test";
+import { Table } from "../../bench/lib/table.ts";
+
+describe("a table of results", () => {
+  it("names its columns once, and again where they change", () => {
+    const table = new Table();
+    assertEquals(table.rows({ bench: "decode", tok_s: 14.25, peak: 41.236e9 }), [
+      "bench        tok_s      peak",
+      "decode       14.25    41.24G",
+    ]);
+    assertEquals(table.rows({ bench: "prefill", tok_s: 214, peak: 2e12 }), [
+      "prefill        214        2T",
+    ]);
+    assertEquals(table.rows({ bench: "fuzz", rounds: 3, left_out: undefined }), [
+      "",
+      "bench       rounds",
+      "fuzz             3",
+    ]);
+  });
+
+  it("shows the span of rounds, what is none as a dash, and parts below", () => {
+    const table = new Table();
+    assertEquals(table.rows({ ratios: [2, 1.5], names: ["a", "b"], none: [], null: null }), [
+      "  ratios     names      none      null",
+      "  1.5..2       a,b         -         -",
+    ]);
+    assertEquals(
+      table.rows({ bench: "parts", shares: { linear: 0.9, scan: 0.00025 } }),
+      [
+        "",
+        "bench   ",
+        "parts   ",
+        "  linear       0.9",
+        "  scan     0.00025",
+      ].map((row) => row.trimEnd()),
+    );
+  });
+});

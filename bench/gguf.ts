@@ -1,6 +1,6 @@
 /**
- * Do others read what is written here? wordnet-8m is saved as GGUF files: Python's `gguf` reads each
- * field by field and gives every tensor the values that it has here, bit for bit, and llama.cpp
+ * Do others read what is written here? wordnet-8m is saved as GGUF files: Python's `gguf` reads
+ * each field by field and gives every tensor the values that it has here, bit for bit; llama.cpp
  * continues 22 prompts greedily. Texts may part where its rounded activations decide a near tie:
  * `margin_max` is how far our logits of the two tokens lie apart then. The peers are found in the
  * folder that BAMBA_PEERS names: `venv` with gguf, and node-llama-cpp.

@@ -1,8 +1,8 @@
 /**
  * How fast are others on the same weights? node-llama-cpp (llama.cpp's prebuilt CPU library, on the
  * same GGUF file) and HF transformers on the CPU (on the same folder) each take turns with this
- * library, in one run, with as many threads: a prompt of 512, 32 tokens behind it, and starts from the
- * page cache to the first token of a prompt of 8. `ratio` is how many times faster this library is.
+ * library, in one run, with as many threads: a prompt of 512, 32 tokens behind it, and starts from
+ * the page cache to the first token of a prompt of 8. `ratio` is how many times faster this is.
  * Whatever is installed in the folder that BAMBA_PEERS names is measured.
  */
 

@@ -1,7 +1,7 @@
 /**
- * How soon is the first token there, and how much memory does it take? A process of its own loads the
- * model (bf16: the folder; other weights: a GGUF file) from the page cache, runs a prompt of 8 and
- * ends.
+ * How soon is the first token there, and how much memory does it take? A process of its own loads
+ * the model (bf16: the folder; other weights: a GGUF file) from the page cache, runs a prompt of 8
+ * and ends.
  */
 
 import { readdirSync, statSync } from "node:fs";

@@ -33,7 +33,8 @@ started = time.perf_counter()
 model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 model.generation_config.eos_token_id = None
 load_s = time.perf_counter() - started
-print(json.dumps({"peer": f"transformers {transformers.__version__}", "load_s": load_s}), flush=True)
+name = f"transformers {transformers.__version__}"
+print(json.dumps({"peer": name, "load_s": load_s}), flush=True)
 
 for line in sys.stdin:
     asked = json.loads(line)

@@ -1,7 +1,8 @@
 // llama.cpp beside us, by node-llama-cpp's prebuilt library: run by node, asked by lines on stdin.
 // usage: node node_llama.mjs FOLDER MODEL.gguf THREADS   (FOLDER holds node_modules/node-llama-cpp)
-// The first line out is {"peer", "load_s"}. Each line {"prompt": [ids], "new_tokens": n} is answered by
-// {"prefill_s", "decode_s", "tokens"}: the time to the first new token, and that of the n behind it.
+// The first line out is {"peer", "load_s"}. Each line {"prompt": [ids], "new_tokens": n} is
+// answered by {"prefill_s", "decode_s", "tokens"}: the time to the first new token, and that of the
+// n behind it.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";

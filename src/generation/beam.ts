@@ -85,7 +85,7 @@ async function beamScores(session: Session, logits: Scores): Promise<Scores> {
   let scores = logits;
   if (options.processors.length > 0) {
     scores = (await session.transform(scores, tail, signal)).scores;
-    scores = applyProcessors(options, session.rows.map((row) => row.ids), scores);
+    scores = applyProcessors(options, session.input_ids, scores);
     tail = [];
   }
   if (tail.length > 0) scores = (await session.transform(scores, tail, signal)).scores;
@@ -139,6 +139,7 @@ class BeamSearch {
    *
    * @param noise draws continuations; without it the best are taken
    * @returns whether every candidate ended, so that nothing is left to continue
+   * @throws {RangeError} where no score is above -inf
    */
   advance(
     scores: Scores,
@@ -148,7 +149,14 @@ class BeamSearch {
   ): boolean {
     const { num_beams, eos_ids, length_penalty, early_stopping } = this.options;
     const wanted = Math.max(2, 1 + eos_ids.length) * num_beams;
-    const candidates = topContinuations(scores, this.running, wanted, noise).map((c): Beam => {
+    const top = topContinuations(scores, this.running, wanted, noise);
+    if (top[0].score === -Infinity) {
+      throw new RangeError(
+        "Expected a score to choose by but found only NaN or -inf in the beams of prompt " +
+          this.first_row / num_beams,
+      );
+    }
+    const candidates = top.map((c): Beam => {
       const from = this.running[c.beam];
       return {
         ids: [...from.ids, c.id],
@@ -158,7 +166,7 @@ class BeamSearch {
       };
     });
     if (stops) {
-      const ended = stops(candidates.map((c) => c.ids));
+      const ended = stops(candidates.map((c) => [...c.ids]));
       for (const [i, c] of candidates.entries()) {
         candidates[i] = { ...c, finished: c.finished || ended[i] };
       }
@@ -225,8 +233,9 @@ function topContinuations(
   for (const [beam, row] of scores.entries()) {
     const base = running[beam].score;
     for (let id = 0; id < row.length; id++) {
-      const score = f32(row[id] + base);
-      const rank = noise && score > -Infinity ? score + noise() : score;
+      const sum = f32(row[id] + base);
+      const score = sum > -Infinity ? sum : -Infinity; // what NaN counts as
+      const rank = noise && sum > -Infinity ? score + noise() : score;
       if (top.length === count && !(rank > top[count - 1].rank)) continue;
       let at = top.length;
       while (at > 0 && rank > top[at - 1].rank) at--;

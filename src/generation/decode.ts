@@ -46,7 +46,7 @@ export async function* decodeSteps(
     yield append(session, ids ?? await choose(session, scores, run.recorded));
     ids = undefined;
     left--;
-    if (stops) endRows(session, stops(session.rows.map((row) => row.ids)));
+    if (stops) endRows(session, stops(session.input_ids));
     if (left === 0 || session.rows.every((row) => row.finished)) return;
     if (!by_step) break;
     signal?.throwIfAborted();
@@ -113,7 +113,7 @@ async function choose(session: Session, logits: Scores, recorded: Recorded): Pro
       scores = (await session.transform(scores, ["logits_process"], signal)).scores;
       tail = tail.filter((op) => op !== "logits_process");
     }
-    scores = applyProcessors(options, session.rows.map((row) => row.ids), scores);
+    scores = applyProcessors(options, session.input_ids, scores);
   }
   const chosen = await session.transform(scores, tail, signal);
   if (options.output_scores) recorded.scores.push(chosen.scores);

@@ -53,6 +53,11 @@ export class Session {
     this.cache.acquire();
   }
 
+  /** Each row's ids so far, to be given to functions of the caller: copies, which may be changed. */
+  get input_ids(): number[][] {
+    return this.rows.map((row) => [...row.ids]);
+  }
+
   /** Whether penalties or bans apply before custom processors. */
   get processes(): boolean {
     const { repetition_penalty, no_repeat_ngram_size, bad_words_ids } = this.options;

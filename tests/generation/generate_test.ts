@@ -136,12 +136,30 @@ describe("generate", () => {
   it("says so where no score is left to choose by", async () => {
     using model = await loadModel();
     const bad_words_ids = Array.from({ length: model.config.vocab_size }, (_, id) => [id]);
-    for (const do_sample of [false, true]) {
-      const error = await assertRejects(
-        () => model.generate({ ...one, do_sample, bad_words_ids, eos_token_id: null }),
-        RangeError,
-      );
-      assertStringIncludes(error.message, "only NaN or -inf in sequence 0");
+    const broken: LogitsProcessor = (_, scores) => scores.forEach((row) => row.fill(NaN));
+    for (const nothing of [{ bad_words_ids }, { logits_processor: broken }]) {
+      for (const options of [{}, { do_sample: true }, { num_beams: 2 }]) {
+        const error = await assertRejects(
+          () => model.generate({ ...one, ...nothing, ...options, eos_token_id: null }),
+          RangeError,
+        );
+        assertStringIncludes(error.message, "only NaN or -inf in ");
+      }
+    }
+  });
+
+  it("lets processors and criteria do with their ids what they like", async () => {
+    using model = await loadModel();
+    for (const num_beams of [1, 2]) {
+      const options = { ...one, num_beams, max_new_tokens: 6, eos_token_id: null };
+      const truth = await model.generate(options);
+      const spoil = (input_ids: number[][]) => input_ids.forEach((ids) => ids.splice(0, 2, 5));
+      const spoilt = await model.generate({
+        ...options,
+        logits_processor: spoil,
+        stopping_criteria: (input_ids) => (spoil(input_ids), false),
+      });
+      assertEquals(spoilt, truth);
     }
   });
 

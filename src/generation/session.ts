@@ -53,7 +53,7 @@ export class Session {
     this.cache.acquire();
   }
 
-  /** Each row's ids so far, to be given to functions of the caller: copies, which may be changed. */
+  /** Each row's ids so far, for functions of the caller: copies, which they may change. */
   get input_ids(): number[][] {
     return this.rows.map((row) => [...row.ids]);
   }

@@ -1,6 +1,7 @@
 //! The library from one source of kernels at several CPU levels, the bindings, and the tests.
 //!
 //!   zig build                the library, into zig-out/lib
+//!   zig build -Dlevel=v4     the same for CPUs of one level only: quick
 //!   zig build -Dnvcc=PATH    the same with CUDA kernels, compiled by this nvcc where they changed
 //!   zig build test           core and kernels, these once for each level the machine has
 //!   zig build test -Dtarget=aarch64-linux-musl    the same, where qemu-aarch64 runs programs
@@ -108,13 +109,14 @@ pub fn build(b: *Build) void {
     const optimize = b.option(std.builtin.OptimizeMode, "optimize", "default: ReleaseFast") orelse
         .ReleaseFast;
     const filter = b.option([]const u8, "test-filter", "part of the names of the tests to run");
+    const level = b.option([]const u8, "level", "the only CPU level to build; default: all");
     const nvcc = b.option([]const u8, "nvcc", "compiles the CUDA kernels; default: none are built");
     const c: Context = .{
         .b = b,
         .images = cudaImages(b, nvcc),
         .target = target,
         .optimize = optimize,
-        .levels = if (target.result.cpu.arch == .x86_64) &x86_levels else &other_levels,
+        .levels = pick(target.result.cpu.arch, level),
         .filters = if (filter) |text|
             b.allocator.dupe([]const u8, &.{text}) catch @panic("OOM")
         else
@@ -132,6 +134,15 @@ pub fn build(b: *Build) void {
     addTool(c, "tidy", "Style of the Zig files", "tidy.zig");
     addTool(c, "fuzz", "Mutated plans, commands, handles", "fuzz.zig");
     addTool(c, "overhead", "Cost of a phase and of a run", "testing/overhead.zig");
+}
+
+/// All levels, or the one of that name.
+fn pick(arch: std.Target.Cpu.Arch, name: ?[]const u8) []const Level {
+    const levels: []const Level = if (arch == .x86_64) &x86_levels else &other_levels;
+    const wanted = name orelse return levels;
+    for (levels, 0..) |level, i|
+        if (std.mem.eql(u8, level.name, wanted)) return levels[i..][0..1];
+    std.debug.panic("Expected level to be a CPU level of the target but found {s}", .{wanted});
 }
 
 /// Files of ../kernels that are compiled.

@@ -4,7 +4,6 @@
 //! result) count as zeros.
 
 const std = @import("std");
-const DType = @import("command").DType;
 const simd = @import("simd.zig");
 const F = simd.F;
 const U = simd.U;
@@ -12,11 +11,6 @@ const L = simd.L;
 
 extern fn @"llvm.x86.avx512bf16.dpbf16ps.512"(F, U, U) F;
 extern fn @"llvm.x86.avx512bf16.cvtneps2bf16.512"(F) @Vector(L, u16);
-
-/// Whether this level multiplies weights of this type as pairs of bf16.
-pub inline fn multiplied(dtype: DType) bool {
-    return simd.has_avx512bf16 and dtype == .bf16;
-}
 
 /// sum + odd of a * odd of b, + even of a * even of b.
 pub inline fn dot(sum: F, a: U, b: U) F {

@@ -1,6 +1,7 @@
 //! linear: out = x · weightᵀ (+ bias) (+ residual), weights in panels of bf16, f16, f8_e4m3 or f32;
-//! what lies in blocks has its own file, `linear_blocks`. An f8 weight is the f32 that its number
-//! times its row's scale rounds to: the bits are those of a matrix unpacked to f32 before.
+//! what lies in blocks has its own file, `linear_blocks`, and so have large matrices of bf16 where
+//! the CPU multiplies pairs of it, `linear_bf16`. An f8 weight is the f32 that its number times its
+//! row's scale rounds to: the bits are those of a matrix unpacked to f32 before.
 //!
 //! Every output is sum = fma(x[k], w[k], sum) for k = 0, 1, .. in f32, and then (sum + bias) +
 //! residual, with one row as with 512: the bits depend on nothing but the row. `linearRef` says the
@@ -16,6 +17,7 @@ const gemm = @import("linear_gemm.zig");
 const gemv = @import("linear_gemv.zig");
 const block = @import("block.zig");
 const blocks = @import("linear_blocks.zig");
+const pairs = @import("linear_bf16.zig");
 const finish = @import("linear_finish.zig").finish;
 const Task = kernel.Task;
 const DType = command.DType;
@@ -93,8 +95,14 @@ fn inBlocks(t: *const Task) bool {
     return block.is(t.operands[WEIGHT].dtype);
 }
 
+fn inPairs(t: *const Task) bool {
+    const w = &t.operands[WEIGHT];
+    return pairs.takes(w.dtype, w.shape[0], w.shape[1]);
+}
+
 fn units(t: *const Task, phase: u32) callconv(.c) u32 {
     if (inBlocks(t)) return blocks.units(t, phase);
+    if (inPairs(t)) return pairs.units(t, phase);
     const s = Shape.of(t);
     if (s.M == 0 or s.N == 0) return 0;
     if (s.few()) return if (phase == 0) 0 else @intCast(s.distance);
@@ -103,6 +111,7 @@ fn units(t: *const Task, phase: u32) callconv(.c) u32 {
 
 fn run(t: *const Task, phase: u32, begin: u32, end: u32, memory: [*]u8) callconv(.c) void {
     if (inBlocks(t)) return blocks.run(t, phase, begin, end, memory);
+    if (inPairs(t)) return pairs.run(t, phase, begin, end, memory);
     const s = Shape.of(t);
     const sums: [*]f32 = @ptrCast(@alignCast(memory));
     for (begin..end) |unit| {
@@ -162,12 +171,14 @@ fn workspace(t: *const Task) callconv(.c) usize {
         else => t.capacity[@intFromEnum(operand.rows)],
     };
     if (inBlocks(t)) return blocks.workspace(rows, t.operands[WEIGHT].shape[1]);
+    if (inPairs(t)) return pairs.workspace(rows, t.operands[WEIGHT].shape[1]);
     if (rows <= gemv.max_rows) return 0;
     return rows * t.operands[WEIGHT].shape[1] * 4;
 }
 
 fn scratch(t: *const Task) callconv(.c) usize {
     if (inBlocks(t)) return blocks.scratch;
+    if (inPairs(t)) return pairs.scratch;
     const few: usize = gemv.streams * gemv.max_rows * width + gemv.wide_floats;
     const many: usize = group_panels * width * block_tiles * gemm.MR + gemm.wide_floats;
     const floats: usize = @max(few, many);
@@ -327,12 +338,15 @@ fn check(c: Case) !void {
         const w = b.weight.ptr + n * c.K;
         const bias: ?f32 = if (c.bias) b.bias[n] else null;
         const residual: ?f32 = if (c.residual) before else null;
-        try testing.expectEqual(linearRef(c.K, x, w, bias, residual), got);
+        const rounds = pairs.takes(c.dtype, c.N, c.K);
+        const ref = if (rounds) &pairs.linearRef else &linearRef;
+        try testing.expectEqual(ref(c.K, x, w, bias, residual), got);
         var exact: f64 = (bias orelse 0) + @as(f64, residual orelse 0);
         var size: f64 = @abs(exact);
         for (0..c.K) |k| {
-            exact += @as(f64, x[k]) * w[k];
-            size += @abs(@as(f64, x[k]) * w[k]);
+            const a = if (rounds) pairs.rounded1(x[k]) else x[k];
+            exact += @as(f64, a) * w[k];
+            size += @abs(@as(f64, a) * w[k]);
         }
         try testing.expect(@abs(exact - got) <= 2e-6 * size + 1e-12);
     };
@@ -351,19 +365,20 @@ fn packEights(gpa: std.mem.Allocator, random: std.Random, c: Case, to: [*]u8) !v
 
 test "equal to the scalar twin bit by bit: ugly sizes, dtypes, row counts" {
     for ([_]DType{ .bf16, .f16, .f8_e4m3, .f32 }) |dtype| {
-        for ([_]usize{ 1, 2, 3, 4, 5, 7, 12, 13, 24, 25, 37, 129 }) |M| {
+        for ([_]usize{ 1, 2, 3, 4, 5, 7, 8, 12, 13, 24, 25, 37, 129 }) |M| {
             for ([_][2]usize{ .{ 1, 1 }, .{ 3, 2 }, .{ 129, 130 }, .{ 151, 129 } }) |s|
                 try check(.{ .M = M, .N = s[0], .K = s[1], .dtype = dtype });
         }
         try check(.{ .M = 1, .N = 1134, .K = 1134, .dtype = dtype });
         try check(.{ .M = 3, .N = 130, .K = 1134, .dtype = dtype });
+        try check(.{ .M = 397, .N = 35, .K = 261, .dtype = dtype });
         try check(.{ .M = 151, .N = 80, .K = 1135, .dtype = dtype, .bias = true });
     }
 }
 
 test "slices of k at their edges" {
     const dtypes = [_]DType{ .bf16, .f16, .f8_e4m3, .f32 };
-    for (dtypes) |dtype| for ([_]usize{ 128, 384, 768 }) |edge| {
+    for (dtypes) |dtype| for ([_]usize{ 128, 256, 384, 768 }) |edge| {
         for ([_]usize{ edge - 1, edge, edge + 1, 2 * edge + 1 }) |K| for ([_]usize{ 1, 4, 26 }) |M|
             try check(.{ .M = M, .N = 17, .K = K, .dtype = dtype });
     };

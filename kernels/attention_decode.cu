@@ -3,20 +3,24 @@
 // Contract: q (batch, heads*128) bf16; pages bf16 [page][kv_head][64][128], k and v apart; sequence b attends
 //   to positions 0 .. past_len[b] (its own key is in the pages already). out (batch, heads*128) bf16.
 //   Spans of 512 keys from position 0, two pages a warp: a row's bits depend on nothing but its sequence.
-//   Work space: `partial` f32 (batch, heads, max_splits, 132) and `arrived` u32 (batch, kv_heads), zeros
-//   before the first launch, left as zeros. heads / kv_heads is 1, 2, 4 or 8.
+//   Work space: `partial` f32 (batch, heads, max_splits, 132). heads / kv_heads is 1, 2, 4 or 8.
 //
 // Bytes: kv_heads * 512 a key. Floor: that over the read bandwidth.
 // Ideas: - every thread copies the 16-byte pieces that it needs itself into its own ring in shared memory
-//          (cp.async, as in linear_decode): 160 KB a multiprocessor always in flight, k running on into v, no barrier;
+//          (cp.async, as in linear_decode; on Hopper one bulk copy for 8 rows): 160 KB a multiprocessor always in
+//          flight, k running on into v, no barrier of the block;
 //        - scores on tensor cores: a piece of a key's row is a B fragment of mma.m16n8k16 once the channels
 //          of q are permuted the same way; values half a warp a row, probabilities from shared memory;
 //        - all heads of a group share one pass over k and v;
 //        - pages before the last are asked for before the kernel in front is waited for: it (rope_append)
 //          writes only the last position, and must not write past_len or pages;
-//        - the last block of a group to arrive combines: no second launch.
-// Launch: 128 threads, grid (max_splits, kv_heads, batch), dynamic smem 49152; max_splits at most 2048.
-#include "common.cuh"
+//        - spans are combined by a launch of their own (attention_combine): where the last block of a group did it,
+//          every block waited for a fence and its arrival with an empty ring.
+// Reached on an H200: one sequence of 32,768 keys 0.69, of 131,072 0.77, 16 of 4,096 0.76 of the read bandwidth;
+//   bench/results/README.md says what is missing.
+// Launch: 128 threads, grid (max_splits, kv_heads, batch), dynamic smem 49152; max_splits at most 2048. Then, where
+//   max_splits > 1, attention_combine: 128 threads, grid (heads, batch).
+#include "hopper.cuh"
 
 struct DecodeAttentionArgs {
     const bf16* q;
@@ -24,7 +28,6 @@ struct DecodeAttentionArgs {
     const bf16* v_pages;
     bf16* out;
     float* partial;
-    uint32_t* arrived;
     const uint32_t* past_len;
     const uint32_t* pages;
     long long page_stride;  // elements
@@ -34,18 +37,24 @@ struct DecodeAttentionArgs {
 
 constexpr int HD = 128, PAGE = 64, WARPS = 4, RUN = 2, SPAN = RUN * WARPS * PAGE, RECORD = HD + 4;
 
+constexpr int MAX_SPLITS = 2048, AHEAD = 8;
 constexpr int SLOTS = 6, STEPS = 16, STEP_BYTES = 2048;  // a step: 8 keys' k, then 8 keys' v
-
-DEVICE void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
     extern __shared__ __align__(128) uint8_t smem[];  // the rings; then the warps' sums; then span factors
     __shared__ __align__(16) float probs_all[WARPS * REP * PAGE];
-    __shared__ float ms[WARPS][REP], ls[WARPS][REP], dens[REP];
-    __shared__ uint32_t place;
+    __shared__ float ms[WARPS][REP], ls[WARPS][REP];
     const int split = blockIdx.x, kv = blockIdx.y, b = blockIdx.z;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int half = lane >> 4, c8 = (lane & 15) * 8;
+    const uint32_t ring = smem_addr(smem) + warp * SLOTS * STEP_BYTES;
+#if HOPPER
+    __shared__ uint64_t landed[WARPS][SLOTS];
+    const uint32_t bars = smem_addr(landed[warp]);
+    if (lane < SLOTS) mbar_init(bars + 8 * lane, 1);
+    mbar_init_fence();
+    __syncwarp();  // nobody but this warp uses them
+#endif
     const int page = (split * WARPS + warp) * RUN, first = page * PAGE;
     uint32_t ids[RUN];  // asked for beside past_len, not after it
 #pragma unroll
@@ -54,16 +63,33 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
     const int keys = a.past_len[b] + 1, splits = (keys + SPAN - 1) / SPAN;
     const int n_pages = max(0, min(RUN, (keys - first + PAGE - 1) / PAGE));
     const bool early = first + PAGE < keys;  // the last position is in a later page
-    const int lane_k = kv * PAGE * HD + g * HD + t * 8, lane_v = kv * PAGE * HD + half * HD + c8;
-    const bf16 *kp = a.k_pages + (long long)ids[0] * a.page_stride + lane_k;
-    const bf16 *vp = a.v_pages + (long long)ids[0] * a.page_stride + lane_v;
-    const uint32_t ring = smem_addr(smem) + warp * SLOTS * STEP_BYTES + lane * 16;
-    auto copy = [&](const bf16* k, const bf16* v, int n, int slot) {  // step n of a page
-        const uint32_t dst = ring + slot * STEP_BYTES;
+    const bf16 *kp = a.k_pages + (long long)ids[0] * a.page_stride + kv * PAGE * HD;
+    const bf16 *vp = a.v_pages + (long long)ids[0] * a.page_stride + kv * PAGE * HD;
+    // A lane's pieces of a step of keys, 64 bytes apart, and of a step of values, 512 bytes apart.
+    const uint32_t lane_k = ring + g * (HD * 2) + t * 16, lane_v = ring + half * (HD * 2) + c8 * 2;
+    auto copy = [&](const bf16* k, const bf16* v, int n, int slot) {  // step n of a page: 8 rows, in one piece
+        const bf16* from = n < 8 ? k + n * 8 * HD : v + (n - 8) * 8 * HD;
+#if HOPPER
+        __syncwarp();  // all lanes have read what the slot held
+        if (lane == 0) {
+            mbar_expect(bars + 8 * slot, STEP_BYTES);
+            bulk_load(ring + slot * STEP_BYTES, from, STEP_BYTES, bars + 8 * slot);
+        }
+#else
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            cp_async16(dst + i * 512, n < 8 ? k + n * 8 * HD + i * 32 : v + ((n - 8) * 8 + 2 * i) * HD, true);
+        for (int i = 0; i < 4; i++) {  // what this lane reads
+            const uint32_t at = n < 8 ? lane_k + i * 64 : lane_v + i * 512;
+            cp_async16(at + slot * STEP_BYTES, (const uint8_t*)from + (at - ring), true);
+        }
         cp_async_commit();
+#endif
+    };
+    auto wait = [&](int n) {  // for step n of all
+#if HOPPER
+        mbar_wait(bars + 8 * (n % SLOTS), (n / SLOTS) & 1);
+#else
+        cp_async_wait<SLOTS - 2>();
+#endif
     };
     if (early)
 #pragma unroll
@@ -91,22 +117,22 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
 #pragma unroll
         for (int pg = 0; pg < RUN; pg++) {
             if (pg >= n_pages) break;
-            const bf16* kn = a.k_pages + (long long)ids[1] * a.page_stride + lane_k;
+            const bf16* kn = a.k_pages + (long long)ids[1] * a.page_stride + kv * PAGE * HD;
             auto ahead = [&](int n) {
                 const int slot = (pg * STEPS + n) % SLOTS;
                 if (n < STEPS) copy(kp, vp, n, slot);
                 else if (pg + 1 < n_pages) copy(kn, vp, n - STEPS, slot);
-                else cp_async_commit();
+                else if (!HOPPER) cp_async_commit();
             };
             float top = m;
             __syncwarp();  // the page before has read its probabilities
 #pragma unroll
             for (int n = 0; n < 8; n++) {
-                cp_async_wait<SLOTS - 2>();
+                wait(pg * STEPS + n);
+                ahead(n + SLOTS - 1);
                 uint4 k[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) k[i] = lds128(ring + (pg * STEPS + n) % SLOTS * STEP_BYTES + i * 512);
-                ahead(n + SLOTS - 1);
+                for (int i = 0; i < 4; i++) k[i] = lds128(lane_k + (pg * STEPS + n) % SLOTS * STEP_BYTES + i * 64);
                 float c[4] = {0, 0, 0, 0};
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
@@ -140,11 +166,11 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
             __syncwarp();
 #pragma unroll
             for (int n = 8; n < STEPS; n++) {
-                cp_async_wait<SLOTS - 2>();
+                wait(pg * STEPS + n);
+                ahead(n + SLOTS - 1);
                 uint4 v[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) v[i] = lds128(ring + (pg * STEPS + n) % SLOTS * STEP_BYTES + i * 512);
-                ahead(n + SLOTS - 1);
+                for (int i = 0; i < 4; i++) v[i] = lds128(lane_v + (pg * STEPS + n) % SLOTS * STEP_BYTES + i * 512);
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     float e[8];
@@ -156,7 +182,7 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
                         for (int x = 0; x < 8; x++) o[r][x] += p[r] * e[x];
                 }
             }
-            kp = kn, vp = a.v_pages + (long long)ids[1] * a.page_stride + lane_v;
+            kp = kn, vp = a.v_pages + (long long)ids[1] * a.page_stride + kv * PAGE * HD;
         }
         l += __shfl_xor_sync(~0u, l, 1);
         l += __shfl_xor_sync(~0u, l, 2);
@@ -176,7 +202,7 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
                 *(float4*)(sums + (warp * REP + r) * HD + c8 + x) =
                     make_float4(o[r][x], o[r][x + 1], o[r][x + 2], o[r][x + 3]);
     __syncthreads();
-    // The block's sum, in warp order; then the group's, in span order, by whichever block arrives last.
+    // The block's sum, in warp order.
     for (int i = threadIdx.x; i < REP * HD; i += WARPS * 32) {
         const int r = i / HD, c = i % HD, head = kv * REP + r;
         float top = ms[0][r], sum = 0, den = 0;  // the first warp's page is never empty
@@ -195,43 +221,58 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
             if (c == 0) rec[HD] = top, rec[HD + 1] = den;
         }
     }
-    if (splits == 1) return;
-    fence_gpu();
-    __syncthreads();
-    if (threadIdx.x == 0) place = atomicAdd(a.arrived + b * a.kv_heads + kv, 1);
-    __syncthreads();
-    if (place != (uint32_t)splits - 1) return;
-    fence_gpu();
-    const float* records = a.partial + (size_t)(b * a.heads + kv * REP) * a.max_splits * RECORD;
-    float* factors = (float*)smem;  // [REP][splits]
-    for (int r = warp; r < REP; r += WARPS) {
-        const float* rec = records + (size_t)r * a.max_splits * RECORD + HD;
-        float top = -INFINITY, den = 0;
-        for (int s = lane; s < splits; s += 32) top = fmaxf(top, __ldcg(rec + (size_t)s * RECORD));
-        top = warp_max(top);
-        for (int s = lane; s < splits; s += 32) {
-            const float f = fast_exp2((__ldcg(rec + (size_t)s * RECORD) - top) * scale);
-            factors[r * splits + s] = f, den += f * __ldcg(rec + (size_t)s * RECORD + 1);
-        }
-        den = warp_sum(den);
-        if (lane == 0) dens[r] = den;
+}
+
+// The spans' sums of one head: warp w adds spans w, w + 4, ...; then the warps', in order.
+extern "C" __global__ void __launch_bounds__(128, 8) attention_combine_bf16(const __grid_constant__ DecodeAttentionArgs a) {
+    __shared__ float factors[MAX_SPLITS], scratch[2][WARPS];
+    __shared__ float4 sums[WARPS][32];
+    const int head = blockIdx.x, b = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const float scale = a.scale * LOG2E;
+    pdl_wait();
+    pdl_launch();
+    const int splits = (int)(a.past_len[b] + SPAN) / SPAN;
+    if (splits == 1) return;  // there already
+    const float* records = a.partial + (size_t)(b * a.heads + head) * a.max_splits * RECORD;
+    float4 ahead[AHEAD];  // in flight while the factors are made
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+        const int s = warp + i * WARPS;
+        ahead[i] = make_float4(0, 0, 0, 0);
+        if (s < splits) ahead[i] = __ldcg((const float4*)(records + (size_t)s * RECORD) + lane);
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < REP * HD / 4; i += WARPS * 32) {
-        const int r = i / (HD / 4), c = i % (HD / 4) * 4, head = kv * REP + r;
-        const float* rec = records + (size_t)r * a.max_splits * RECORD + c;
-        float4 x = make_float4(0, 0, 0, 0);
-#pragma unroll 16
-        for (int s = 0; s < splits; s++) {
-            const float4 v = __ldcg((const float4*)(rec + (size_t)s * RECORD));
-            const float f = factors[r * splits + s];
-            x.x += f * v.x, x.y += f * v.y, x.z += f * v.z, x.w += f * v.w;
-        }
-        const float den = 1.0f / dens[r];
-        *(uint2*)(a.out + (size_t)b * a.out_stride + head * HD + c) =
-            make_uint2(pack_bf16(x.x * den, x.y * den), pack_bf16(x.z * den, x.w * den));
+    float top = -INFINITY, den = 0;
+    for (int s = threadIdx.x; s < splits; s += 128) {
+        const float2 v = __ldcg((const float2*)(records + (size_t)s * RECORD + HD));
+        factors[s] = v.x, top = fmaxf(top, v.x);
+        if (s < 128) den = v.y;  // the others are asked for again
     }
-    if (threadIdx.x == 0) a.arrived[b * a.kv_heads + kv] = 0;
+    top = warp_max(top);
+    if (lane == 0) scratch[0][warp] = top;
+    __syncthreads();
+    top = fmaxf(fmaxf(scratch[0][0], scratch[0][1]), fmaxf(scratch[0][2], scratch[0][3]));
+    float total = 0;
+    for (int s = threadIdx.x; s < splits; s += 128) {
+        const float f = fast_exp2((factors[s] - top) * scale);
+        factors[s] = f, total += f * (s < 128 ? den : __ldcg(records + (size_t)s * RECORD + HD + 1));
+    }
+    total = block_sum<WARPS>(total, scratch[1]);
+    float4 x = make_float4(0, 0, 0, 0);
+    auto add = [&](float4 v, float f) { x.x += f * v.x, x.y += f * v.y, x.z += f * v.z, x.w += f * v.w; };
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+        if (warp + i * WARPS < splits) add(ahead[i], factors[warp + i * WARPS]);
+#pragma unroll 8
+    for (int s = warp + AHEAD * WARPS; s < splits; s += WARPS)
+        add(__ldcg((const float4*)(records + (size_t)s * RECORD) + lane), factors[s]);
+    sums[warp][lane] = x;
+    __syncthreads();
+    if (warp > 0) return;
+#pragma unroll
+    for (int w = 1; w < WARPS; w++) add(sums[w][lane], 1);
+    const float by = 1.0f / total;
+    *(uint2*)(a.out + (size_t)b * a.out_stride + head * HD + lane * 4) =
+        make_uint2(pack_bf16(x.x * by, x.y * by), pack_bf16(x.z * by, x.w * by));
 }
 
 #define DECODE(REP)                                                                                         \

@@ -17,6 +17,7 @@
 // Reached on an H100 (read 3.14 TB/s), batch 1: in_proj / out_proj / gate_up / down / lm_head q8_0 86 / 75 / 84 / 83 /
 //   94 %, q6_k 82 / 66 / 79 / 78 / 92 %, q4_k 77 / 55 / 77 / 75 / 90 %; a whole token of Bamba-9B, state included:
 //   q8_0 82 %, q4_k_m 72 %. What is missing is the same 3 to 5 us a launch in all: staging x, first and last bytes.
+//   On an H200 the integer pipe bounds it (blocks_half.cuh): one row takes blocks_chain_sm90.cu there.
 //   Four rows take twice the time of one at q4_k: tensor cores and registers, not memory, bound them.
 // Launch: 256 threads, grid min(panels, 2 * multiprocessors); dynamic smem STAGES * 8 * BYTES of a step
 //   + batch * (2 K + K / 4), see BLOCKS below.
@@ -39,14 +40,14 @@ struct BlocksArgs {
 
 enum { PLAIN = 0, RMS = 1, GATED = 2 };
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
+constexpr int SQUARES = 18;  // pieces of 2048 columns that a norm may have
 
 // x to shared memory as bf16, of each 16 columns in the order of a lane's four: {2t, 2t+1, 2t+8, 2t+9}, t = 0..3;
 // and the sums of each 16.
-template <int BATCH> DEVICE void stage(const BlocksArgs& a, bf16* xs, float* sums, float (*squares)[WARPS]) {
+template <int BATCH> DEVICE void stage(const BlocksArgs& a, bf16* xs, float* sums, float (*squares)[SQUARES][WARPS]) {
     const int pieces = a.k / 8;
     for (int b = 0; b < a.batch; b++) {
-        float total = 0;
-        for (int c0 = threadIdx.x; c0 < pieces; c0 += 4 * THREADS) {
+        for (int c0 = threadIdx.x; c0 - (int)threadIdx.x < pieces; c0 += 4 * THREADS) {
             uint4 xr[4], gr[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {  // loads first: one latency, not four
@@ -58,8 +59,8 @@ template <int BATCH> DEVICE void stage(const BlocksArgs& a, bf16* xs, float* sum
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int c = c0 + i * THREADS;
-                if (c >= pieces) break;  // whole pairs of lanes: pieces is a multiple of 16
-                float v[8];
+                if (c - (int)threadIdx.x >= pieces) break;
+                float v[8], s = 0;
                 unpack8(xr[i], v);
                 if (a.mode == GATED) {
                     float g[8];
@@ -68,10 +69,15 @@ template <int BATCH> DEVICE void stage(const BlocksArgs& a, bf16* xs, float* sum
                     for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
                 }
                 if (a.mode != PLAIN) {
+#pragma unroll
+                    for (int e = 0; e < 8; e++) s += v[e] * v[e];
+                    s = warp_sum(s);
+                    if ((threadIdx.x & 31) == 0) squares[b][c / THREADS][threadIdx.x >> 5] = s;
+                }
+                if (c >= pieces) continue;  // whole pairs of lanes: pieces is a multiple of 16
+                if (a.mode != PLAIN) {
                     const float4 w0 = __ldg((const float4*)(a.norm_weight + c * 8));
                     const float4 w1 = __ldg((const float4*)(a.norm_weight + c * 8 + 4));
-#pragma unroll
-                    for (int e = 0; e < 8; e++) total += v[e] * v[e];
                     v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w;
                     v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
                 }
@@ -79,14 +85,10 @@ template <int BATCH> DEVICE void stage(const BlocksArgs& a, bf16* xs, float* sum
                 uint32_t* to = (uint32_t*)(xs + b * a.k + (c >> 1) * 16) + (c & 1);
                 to[0] = p.x, to[2] = p.y, to[4] = p.z, to[6] = p.w;
                 unpack8(p, v);
-                float s = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+                s = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
                 s += __shfl_xor_sync(__activemask(), s, 1);
                 if ((c & 1) == 0) sums[b * (a.k / 16) + (c >> 1)] = s;
             }
-        }
-        if (a.mode != PLAIN) {
-            total = warp_sum(total);
-            if ((threadIdx.x & 31) == 0) squares[b][threadIdx.x >> 5] = total;
         }
     }
     __syncthreads();
@@ -102,7 +104,7 @@ DEVICE void mma_first(float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
 template <int TYPE, int BATCH, int STAGES> DEVICE void blocks_decode(const BlocksArgs& a) {
     typedef Block<TYPE> F;
     extern __shared__ __align__(128) uint8_t smem[];
-    __shared__ float red[2][WARPS][2][BATCH][16], squares[BATCH][WARPS];
+    __shared__ float red[2][WARPS][2][BATCH][16], squares[BATCH][SQUARES][WARPS];
     bf16* xs = (bf16*)(smem + STAGES * WARPS * F::BYTES);
     float* sums = (float*)(xs + (size_t)a.batch * a.k);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -209,8 +211,9 @@ template <int TYPE, int BATCH, int STAGES> DEVICE void blocks_decode(const Block
                 for (int w = 0; w < WARPS; w++) v[0] += red[buffer][w][0][b][row], v[1] += a.swiglu ? red[buffer][w][1][b][row] : 0;
                 if (a.mode != PLAIN) {
                     float q = 0;
+                    for (int j = 0; j * 8 * THREADS < a.k; j++)
 #pragma unroll
-                    for (int w = 0; w < WARPS; w++) q += squares[b][w];
+                        for (int w = 0; w < WARPS; w++) q += squares[b][j][w];
                     const float rstd = rsqrtf(q / a.k + a.eps);
                     v[0] *= rstd, v[1] *= rstd;
                 }

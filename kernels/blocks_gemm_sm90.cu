@@ -34,11 +34,6 @@ struct BlocksGemmArgs {
 #if HOPPER
 constexpr int PITCH = 132;
 
-// One bulk copy of plain bytes, multiples of 16.
-DEVICE void bulk_load(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
-                 "l"(src), "r"(bytes), "r"(bar) : "memory");
-}
 template <int T> DEVICE void step(float* acc, const uint32_t* a, uint64_t b) {
     if (T == 16) wgmma_n16_rs(acc, a, b, 1);
     else if (T == 64) wgmma_n64_rs<0>(acc, a, b, 1);

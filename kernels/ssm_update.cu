@@ -15,7 +15,9 @@
 //          before the first use; stores of 512 bytes a warp;
 //        - 8 row sums by one exchange tree of 9 shuffles instead of 40;
 //        - state, ring, weights, past_len and slots are read before the kernel in front is waited for
-//          (griddepcontrol): that kernel, in_proj or conv1d_update, must not write them.
+//          (griddepcontrol): that kernel, in_proj or conv1d_update, must not write them;
+//        - what follows (out_proj or a norm) may start before even that: until it has waited for this kernel it
+//          touches nothing but weights, and gets them under way while this one streams states.
 // States of bf16 halve the bytes: a step of Bamba-9B's 256 sequences on an H200 19.0 ms instead of 26. That is 1.5 x
 //   its floor (f32 1.26 x): a lane's loads are 8 bytes then, and half as many are in flight.
 // Launch: 256 threads, grid (heads, batch).
@@ -81,8 +83,8 @@ template <bool FUSED, typename S> DEVICE void ssm_update(const SsmUpdateArgs& a)
 #pragma unroll
             for (int j = 0; j < 3; j++) sum[u] += w[j] * old[j];
         }
+        pdl_launch();  // early: see above
         pdl_wait();
-        pdl_launch();
 #pragma unroll
         for (int u = 0; u < 2; u++) {
             const int i = threadIdx.x + u * 256;
@@ -100,8 +102,8 @@ template <bool FUSED, typename S> DEVICE void ssm_update(const SsmUpdateArgs& a)
             else cs[i - P - N] = v;
         }
     } else {
+        pdl_launch();  // early: see above
         pdl_wait();
-        pdl_launch();
         const int i = threadIdx.x;
         if (i < P) xs[i] = to_f32(a.x[(size_t)seq * a.x_stride + head * P + i]);
         if (i < N) bs[i] = to_f32(a.b[(size_t)seq * a.b_stride + group * N + i]);

@@ -147,15 +147,17 @@ fn pick(arch: std.Target.Cpu.Arch, name: ?[]const u8) []const Level {
 
 /// Files of ../kernels that are compiled.
 const cuda_stems = [_][]const u8{
-    "advance",          "attention",      "attention_decode", "attention_sm90",
-    "blocks",           "blocks_decode",  "blocks_gemm_sm90", "conv1d",
-    "embedding",        "linear_decode",  "linear_fp8",       "linear_fp8_batch_sm90",
-    "linear_fp8_sm90",  "logits_process", "loss",             "linear_batch_sm90",
-    "linear_gemm_sm90", "norm",           "peaks",            "reference",
-    "rope",             "sample",         "ssm_scan_sm90",    "ssm_update",
+    "advance",               "attention",         "attention_decode", "attention_sm90",
+    "blocks",                "blocks_chain_sm90", "blocks_decode",    "blocks_gemm_sm90",
+    "conv1d",                "embedding",         "linear_decode",    "linear_fp8",
+    "linear_fp8_batch_sm90", "linear_fp8_sm90",   "logits_process",   "loss",
+    "linear_batch_sm90",     "linear_gemm_sm90",  "norm",             "peaks",
+    "reference",             "rope",              "sample",           "ssm_scan_sm90",
+    "ssm_update",
 };
 const cuda_headers = [_][]const u8{
-    "blocks.cuh", "common.cuh", "gemm_sm90.cuh", "hopper.cuh", "wgmma.cuh",
+    "blocks.cuh", "blocks_half.cuh", "chain.cuh", "common.cuh", "gemm_sm90.cuh", "hopper.cuh",
+    "wgmma.cuh",
 };
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
 const cuda_targets = [_][]const u8{

@@ -14,7 +14,7 @@ class Args(C.Structure):
 
 
 class DecodeArgs(C.Structure):
-    _fields_ = [(n, C.c_void_p) for n in ("q", "k_pages", "v_pages", "out", "partial", "arrived", "past_len", "pages")] + \
+    _fields_ = [(n, C.c_void_p) for n in ("q", "k_pages", "v_pages", "out", "partial", "past_len", "pages")] + \
                [("page_stride", C.c_longlong)] + \
                [(n, C.c_int) for n in ("heads", "kv_heads", "q_stride", "out_stride", "max_pages", "max_splits")] + \
                [("scale", C.c_float)]
@@ -63,11 +63,12 @@ def decode(p):
     splits = (max(p["total"]) + 511) // 512
     if "partial" not in p:
         p["partial"] = torch.full((len(p["lens"]), p["heads"], splits, 132), float("nan"), device="cuda")
-        p["arrived"] = torch.zeros(len(p["lens"]), p["kvh"], device="cuda", dtype=torch.int32)
-    a = DecodeArgs(d.ptr(p["q"]), d.ptr(p["kp"]), d.ptr(p["vp"]), d.ptr(p["out"]), d.ptr(p["partial"]), d.ptr(p["arrived"]),
+    a = DecodeArgs(d.ptr(p["q"]), d.ptr(p["kp"]), d.ptr(p["vp"]), d.ptr(p["out"]), d.ptr(p["partial"]),
                    d.ptr(p["past"]), d.ptr(p["pages"]), p["kp"].stride(0), p["heads"], p["kvh"], p["q"].stride(0),
                    p["out"].stride(0), p["pages"].shape[1], splits, 128 ** -0.5)
     DEC.launch(f"attention_decode_{p['heads'] // p['kvh']}_bf16", (splits, p["kvh"], len(p["lens"])), 128, [a], 49152)
+    if splits > 1:
+        DEC.launch("attention_combine_bf16", (p["heads"], len(p["lens"])), 128, [a])
 
 
 def reference(p):

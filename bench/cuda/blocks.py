@@ -39,7 +39,7 @@ class LinearArgs(C.Structure):
 def smem(kind, batch, k, several):
     """Dynamic bytes, and whether two blocks fit a multiprocessor."""
     bytes_ = 8 * STEP_BYTES[kind] * STAGES[kind][several] + batch * (2 * k + k // 4)
-    return bytes_, bytes_ + (8320 if several else 2176) <= ROOM
+    return bytes_, bytes_ + (10496 if several else 2688) <= ROOM
 
 
 def gemv(kind, x, w, n, out, mode="", w2=None, gate=None, norm=None, bias=None, residual=None, several=None):

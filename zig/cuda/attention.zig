@@ -90,7 +90,6 @@ const DecodeArgs = extern struct {
     v_pages: ?[*]u8,
     out: ?[*]u8,
     partial: ?[*]u8,
-    arrived: ?[*]u8,
     past_len: ?[*]u32,
     pages: ?[*]u32,
     page_stride: i64,
@@ -103,15 +102,11 @@ const DecodeArgs = extern struct {
     scale: f32,
 };
 
-/// Counters of the groups that have arrived, and then the spans' partial results.
+/// The spans' partial results.
 fn workspace(t: *const Task) usize {
     const seqs: usize = t.capacity[@intFromEnum(command.Rows.seqs)];
     if (!isFast(t) or t.capacity[@intFromEnum(command.Rows.tokens)] != seqs) return 0;
-    return arrivedBytes(t) + seqs * t.attrs[0] * splitsMax(t) * record_floats * 4;
-}
-fn arrivedBytes(t: *const Task) usize {
-    const seqs: usize = t.capacity[@intFromEnum(command.Rows.seqs)];
-    return (seqs * t.attrs[1] * 4 + 255) / 256 * 256;
+    return seqs * t.attrs[0] * splitsMax(t) * record_floats * 4;
 }
 
 fn decode(t: *const Task, s: *Stream, splits: u32) bool {
@@ -120,8 +115,7 @@ fn decode(t: *const Task, s: *Stream, splits: u32) bool {
         .k_pages = k.at(t, 1),
         .v_pages = k.at(t, 2),
         .out = k.at(t, 3),
-        .partial = t.workspace.? + arrivedBytes(t),
-        .arrived = t.workspace,
+        .partial = t.workspace,
         .past_len = t.step.past_len,
         .pages = t.step.pages,
         .page_stride = k.pageStride(t, 1),
@@ -138,6 +132,9 @@ fn decode(t: *const Task, s: *Stream, splits: u32) bool {
         const name = comptime k.name("attention_decode_{d}_bf16", .{group});
         const extra: Extra = .{ .shared_bytes = decode_shared_bytes };
         s.launch("attention_decode", name, grid, 128, .{a}, extra);
+        const combine = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
+        if (splits > 1)
+            s.launch("attention_decode", "attention_combine_bf16", combine, 128, .{a}, .{});
         return true;
     };
     return false;

@@ -12,15 +12,24 @@ const linear = @import("linear.zig");
 const main = @import("main.zig");
 const sm90 = @import("linear_sm90.zig");
 const ssm = @import("ssm.zig");
+const products = @import("chain_products.zig");
 const ops = @import("../validate_ops.zig");
 const Stream = k.Stream;
 const Task = k.Task;
+
+/// Part `i` of a link as a product of few rows; null where its kernel is another in this run.
+pub const Product = fn (tasks: []const Task, s: *const Stream, i: usize) ?decode.Args;
 
 /// Commands [first, first + count) of a plan, and how they are launched.
 pub const Link = struct {
     first: u32,
     count: u32,
     launch: *const fn (tasks: []const Task, s: *Stream) void,
+    /// As one product or several, which may go together with others: `chain_products.zig`.
+    product: ?*const Product = null,
+    parts: u32 = 1,
+    /// What `launch` starts behind the product.
+    behind: ?*const fn (tasks: []const Task, s: *Stream) void = null,
 };
 
 const Pattern = struct {
@@ -29,6 +38,8 @@ const Pattern = struct {
     between: []const [2]usize,
     fits: *const fn (tasks: []const Task) bool,
     launch: *const fn (tasks: []const Task, s: *Stream) void,
+    product: ?*const Product = null,
+    behind: ?*const fn (tasks: []const Task, s: *Stream) void = null,
 };
 
 /// The longest first.
@@ -38,30 +49,36 @@ const patterns = [_]Pattern{
         .between = &attention.between,
         .fits = attention.fits,
         .launch = attention.launch,
+        .product = attention.asProduct,
+        .behind = attention.rotate,
     },
     .{
         .ops = &.{ .rms_norm, .linear, .linear, .swiglu },
         .between = &.{ .{ 0, 2 }, .{ 1, 4 }, .{ 2, 4 } },
         .fits = normSwigluFits,
         .launch = normSwiglu,
+        .product = products.rmsSwiglu,
     },
     .{
         .ops = &.{ .rms_norm, .gather_rows, .linear },
         .between = &.{ .{ 0, 2 }, .{ 1, 2 } },
         .fits = normGatherLinearFits,
-        .launch = normGatherLinear,
+        .launch = launcher(.rms, products.rmsGathered),
+        .product = products.rmsGathered,
     },
     .{
         .ops = &.{ .rms_norm, .linear },
         .between = &.{.{ 0, 2 }},
         .fits = normLinearFits,
-        .launch = normLinear,
+        .launch = launcher(.rms, products.rms),
+        .product = products.rms,
     },
     .{
         .ops = &.{ .rms_norm_gated, .linear },
         .between = &.{.{ 0, 3 }},
         .fits = gatedLinearFits,
-        .launch = gatedLinear,
+        .launch = launcher(.gated, products.gated),
+        .product = products.gated,
     },
     .{
         .ops = &.{ .causal_conv1d_update, .ssm_update },
@@ -79,14 +96,22 @@ pub fn cut(gpa: std.mem.Allocator, tasks: []const Task) error{OutOfMemory}![]Lin
     while (at < tasks.len) {
         const found = match(tasks, at);
         const count = if (found) |p| p.ops.len else 1;
+        const alone: ?*const Product = if (tasks[at].op == .linear) linear.asProduct else null;
         try links.append(gpa, .{
             .first = @intCast(at),
             .count = @intCast(count),
             .launch = if (found) |p| p.launch else single,
+            .product = if (found) |p| p.product else alone,
+            .parts = if (joins(found)) attention.parts(tasks[at..]) else 1,
+            .behind = if (found) |p| p.behind else null,
         });
         at += count;
     }
     return links.toOwnedSlice(gpa);
+}
+
+fn joins(found: ?*const Pattern) bool {
+    return if (found) |p| p.launch == attention.launch else false;
 }
 
 fn match(tasks: []const Task, at: usize) ?*const Pattern {
@@ -167,6 +192,16 @@ pub fn spareBytes(tasks: []const Task, link: Link) usize {
 fn single(tasks: []const Task, s: *Stream) void {
     main.kernels.getPtrConst(tasks[0].op).launch(&tasks[0], s);
 }
+/// Starts a product where it is one, else its commands one by one.
+fn launcher(comptime mode: decode.Mode, comptime product: Product) fn ([]const Task, *Stream) void {
+    return struct {
+        fn launch(tasks: []const Task, s: *Stream) void {
+            if (tasks.len == 2 and fp8.many(&tasks[1], s)) return inEights(tasks, s);
+            const a = product(tasks, s, 0) orelse return each(tasks, s);
+            decode.launch(mode, a, a.out_f32 != 0, s);
+        }
+    }.launch;
+}
 fn each(tasks: []const Task, s: *Stream) void {
     for (tasks) |*t| main.kernels.getPtrConst(t.op).launch(t, s);
 }
@@ -181,14 +216,6 @@ fn normLinearFits(tasks: []const Task) bool {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     return same(norm, 2, of, 0) and linear.isFast(of) and k.aligned(norm, &.{0});
 }
-fn normLinear(tasks: []const Task, s: *Stream) void {
-    const norm, const of = .{ &tasks[0], &tasks[1] };
-    var a = decode.arguments(of);
-    if (fp8.many(of, s)) return inEights(tasks, s);
-    if (!decode.takesNorm(&a, s)) return each(tasks, s);
-    decode.takeNorm(&a, norm, 1);
-    decode.launch(.rms, a, k.dtype(of, 4) == .f32, s);
-}
 /// The norm goes with its rows on their way to e4m3.
 fn inEights(tasks: []const Task, s: *Stream) void {
     const norm, const of = .{ &tasks[0], &tasks[1] };
@@ -200,29 +227,11 @@ fn normGatherLinearFits(tasks: []const Task) bool {
     return same(norm, 2, gather, 0) and same(gather, 2, of, 0) and linear.isFast(of) and
         k.aligned(norm, &.{0});
 }
-/// Where every row is wanted, as when ids are decoded, nothing is gathered.
-fn normGatherLinear(tasks: []const Task, s: *Stream) void {
-    const norm, const of = .{ &tasks[0], &tasks[2] };
-    var a = decode.arguments(of);
-    if (!s.takesAllRows() or !decode.takesNorm(&a, s)) return each(tasks, s);
-    decode.takeNorm(&a, norm, 1);
-    decode.launch(.rms, a, k.dtype(of, 4) == .f32, s);
-}
 
 fn gatedLinearFits(tasks: []const Task) bool {
     const norm, const of = .{ &tasks[0], &tasks[1] };
     return same(norm, 3, of, 0) and linear.isFast(of) and k.dtype(of, 4) == .bf16 and
         norm.attrs[1] == 1 and k.aligned(norm, &.{ 0, 1 });
-}
-fn gatedLinear(tasks: []const Task, s: *Stream) void {
-    const norm, const of = .{ &tasks[0], &tasks[1] };
-    var a = decode.arguments(of);
-    if (fp8.many(of, s)) return inEights(tasks, s);
-    if (!decode.takesNorm(&a, s)) return each(tasks, s);
-    decode.takeNorm(&a, norm, 2);
-    a.gate = k.at(norm, 1);
-    a.gate_stride = k.stride(norm, 1);
-    decode.launch(.gated, a, false, s);
 }
 
 // ---- norm, gate and up projection, SwiGLU --------------------------------------------------
@@ -238,22 +247,17 @@ fn normSwigluFits(tasks: []const Task) bool {
         k.aligned(norm, &.{0}) and k.aligned(out, &.{2});
 }
 fn normSwiglu(tasks: []const Task, s: *Stream) void {
-    const norm, const gate, const up, const out = .{ &tasks[0], &tasks[1], &tasks[2], &tasks[3] };
-    var a = decode.arguments(gate);
-    a.w2 = k.at(up, 1);
-    a.out = k.at(out, 2);
-    a.out_stride = k.stride(out, 2);
-    if (decode.takesNorm(&a, s)) {
-        decode.takeNorm(&a, norm, 1);
-        return decode.launch(.rms_swiglu, a, false, s);
-    }
+    if (products.rmsSwiglu(tasks, s, 0)) |a| return decode.launch(.rms_swiglu, a, false, s);
+    const norm, const gate, const up = .{ &tasks[0], &tasks[1], &tasks[2] };
+    var a = products.swigluArguments(tasks);
     if (fp8.many(gate, s)) {
         const x = fp8.toEights(.{ .of = gate, .norm = norm }, s);
         return fp8.product(gate, up, x, a.out, a.out_stride, s);
     }
     const few = decode.takes(k.rows(gate, 0), s);
     const eights = k.dtype(gate, 1) == .f8_e4m3;
-    if (if (few) !decode.staged(&a) else eights or !linear.onHopper(gate, s)) return each(tasks, s);
+    const fit = if (few) decode.staged(&a, s) else !eights and linear.onHopper(gate, s);
+    if (!fit) return each(tasks, s);
     // The plan may have given the norm's place to the result: it gets another.
     var moved: Task = norm.*;
     moved.data[2] = s.spare;

@@ -1,9 +1,10 @@
-//! A norm and the three projections behind it as one product, where the weights lie one behind the
-//! other (three of e4m3, whose scales lie between); then the rotation of queries and keys, and keys
-//! and values into their pages, as one kernel (kernels/rope.cu, qkv_rope). Nine launches of an
-//! attention layer become two or three.
+//! A norm and the three projections behind it: one product where bf16 weights lie one behind the
+//! other, else (in blocks, and of e4m3, whose scales lie between) three into one row; then the
+//! rotation of queries and keys, and keys and values into their pages, as one kernel
+//! (kernels/rope.cu, qkv_rope). Nine launches of an attention layer become two to five.
 
 const std = @import("std");
+const block = @import("../cpu/block.zig");
 const k = @import("kernel.zig");
 const decode = @import("linear_decode.zig");
 const fp8 = @import("linear_fp8.zig");
@@ -19,6 +20,7 @@ pub const between = [_][2]usize{ .{ 0, 2 }, .{ 1, 4 }, .{ 3, 4 }, .{ 4, 3 }, .{ 
 
 const norm_at = 0;
 const q_at = 1;
+const projections = [_]usize{ q_at, k_at, v_at };
 const q_rope_at = 2;
 const k_at = 3;
 const k_rope_at = 4;
@@ -28,12 +30,15 @@ const append_at = 6;
 pub fn fits(tasks: []const Task) bool {
     const norm, const append = .{ &tasks[norm_at], &tasks[append_at] };
     const q_rope, const k_rope = .{ &tasks[q_rope_at], &tasks[k_rope_at] };
-    for ([_]usize{ q_at, k_at, v_at }) |i| {
+    for (projections) |i| {
         const of = &tasks[i];
         if (of.data[0] != norm.data[2] or of.has(2) or of.has(3)) return false;
-        const known = k.dtype(of, 1) == .bf16 or isEights(of);
-        const alike = k.dtype(of, 4) == .bf16 and k.dtype(of, 1) == k.dtype(&tasks[q_at], 1);
-        if (!known or !alike or !linear.isFast(of) or of.cols(4) % 8 != 0) return false;
+        const first = k.dtype(&tasks[q_at], 1);
+        const known = first == .bf16 or isApart(&tasks[q_at]);
+        const alike = k.dtype(of, 1) == first or
+            (block.is(first) and block.is(k.dtype(of, 1)));
+        if (!known or !alike or k.dtype(of, 4) != .bf16) return false;
+        if (!linear.isFast(of) or of.cols(4) % 8 != 0) return false;
     }
     const wired = q_rope.data[0] == tasks[q_at].data[4] and
         k_rope.data[0] == tasks[k_at].data[4] and append.data[0] == k_rope.data[3] and
@@ -42,7 +47,7 @@ pub fn fits(tasks: []const Task) bool {
     if (k.dtype(append, 2) != .bf16) return false;
     const freqs = q_rope.cols(1);
     const pieces = freqs % 8 == 0 and q_rope.attrs[1] % 8 == 0;
-    const joined = isEights(&tasks[q_at]) or
+    const joined = isApart(&tasks[q_at]) or
         (follows(&tasks[q_at], &tasks[k_at]) and follows(&tasks[k_at], &tasks[v_at]));
     return wired and pieces and joined and k.aligned(norm, &.{ 0, 2 }) and
         k.aligned(q_rope, &.{3});
@@ -58,8 +63,9 @@ fn columns(tasks: []const Task) u32 {
     return @intCast(tasks[q_at].cols(4) + tasks[k_at].cols(4) + tasks[v_at].cols(4));
 }
 
-fn isEights(of: *const Task) bool {
-    return k.dtype(of, 1) == .f8_e4m3;
+/// Whether each projection is a product of its own.
+fn isApart(of: *const Task) bool {
+    return k.dtype(of, 1) == .f8_e4m3 or block.is(k.dtype(of, 1));
 }
 
 /// Bytes for q, k and v side by side, and for rows in e4m3 behind them.
@@ -72,25 +78,39 @@ fn joinedBytes(tasks: []const Task) usize {
 }
 
 pub fn launch(tasks: []const Task, s: *Stream) void {
-    if (isEights(&tasks[q_at])) {
+    if (isApart(&tasks[q_at])) {
         apart(tasks, s);
-        return rotate(tasks, s);
-    }
-    const norm = &tasks[norm_at];
-    var product: Task = tasks[q_at];
-    product.data[4] = s.spare;
-    product.operands[4].row_stride = columns(tasks);
-    product.operands[4].shape[1] = columns(tasks);
-    product.operands[1].shape[0] = columns(tasks);
-    var a = decode.arguments(&product);
-    if (decode.takesNorm(&a, s)) {
-        decode.takeNorm(&a, norm, 1);
+    } else if (asProduct(tasks, s, 0)) |a| {
         decode.launch(.rms, a, false, s);
     } else {
-        @import("norm.zig").kernels.rms_norm.launch(norm, s);
-        linear.kernels.linear.launch(&product, s);
+        @import("norm.zig").kernels.rms_norm.launch(&tasks[norm_at], s);
+        linear.kernels.linear.launch(&projection(tasks, s, 0), s);
     }
     rotate(tasks, s);
+}
+/// Products of the three projections: one, or one each.
+pub fn parts(tasks: []const Task) u32 {
+    return if (block.is(k.dtype(&tasks[q_at], 1))) projections.len else 1;
+}
+/// One of them, which writes its part of a row of all three.
+fn projection(tasks: []const Task, s: *const Stream, i: usize) Task {
+    var t: Task = tasks[projections[i]];
+    var before: usize = 0;
+    for (projections[0..i]) |at| before += tasks[at].cols(4);
+    t.data[4] = if (s.spare) |spare| spare + 2 * before else null;
+    t.operands[4].row_stride = columns(tasks);
+    if (isApart(&tasks[q_at])) return t;
+    t.operands[4].shape[1] = columns(tasks);
+    t.operands[1].shape[0] = columns(tasks);
+    return t;
+}
+/// Norm and projection `i` as a product of few rows.
+pub fn asProduct(tasks: []const Task, s: *const Stream, i: usize) ?decode.Args {
+    var a = decode.arguments(&projection(tasks, s, i));
+    if (!decode.takesNorm(&a, s)) return null;
+    decode.takeNorm(&a, &tasks[norm_at], 1);
+    decode.describe(.rms, false, &a);
+    return a;
 }
 
 /// Three products side by side behind one norm.
@@ -99,21 +119,15 @@ fn apart(tasks: []const Task, s: *Stream) void {
     const many = fp8.many(&tasks[q_at], s);
     const from: fp8.From = .{ .of = &tasks[q_at], .norm = norm, .behind = joinedBytes(tasks) };
     const eights = if (many) fp8.toEights(from, s) else null;
-    const first = decode.arguments(&tasks[q_at]);
-    const inside = !many and decode.takesNorm(&first, s);
+    var inside = !many;
+    for (0..projections.len) |i| inside = inside and asProduct(tasks, s, i) != null;
     if (!many and !inside) @import("norm.zig").kernels.rms_norm.launch(norm, s);
-    var column: usize = 0;
-    for ([_]usize{ q_at, k_at, v_at }) |i| {
-        var product: Task = tasks[i];
-        product.data[4] = s.spare.? + 2 * column;
-        product.operands[4].row_stride = columns(tasks);
-        column += tasks[i].cols(4);
+    for (0..projections.len) |i| {
+        const product = projection(tasks, s, i);
         if (eights) |x| {
             fp8.product(&product, null, x, product.data[4], k.stride(&product, 4), s);
         } else if (inside) {
-            var a = decode.arguments(&product);
-            decode.takeNorm(&a, norm, 1);
-            decode.launch(.rms, a, false, s);
+            decode.launch(.rms, asProduct(tasks, s, i).?, false, s);
         } else linear.kernels.linear.launch(&product, s);
     }
 }
@@ -141,7 +155,8 @@ const RopeArgs = extern struct {
     max_pages: i32,
 };
 
-fn rotate(tasks: []const Task, s: *Stream) void {
+/// What comes behind the product.
+pub fn rotate(tasks: []const Task, s: *Stream) void {
     const rope, const append = .{ &tasks[q_rope_at], &tasks[append_at] };
     const a: RopeArgs = .{
         .qkv = s.spare,

@@ -4,6 +4,7 @@
 const std = @import("std");
 const chain = @import("chain.zig");
 const main = @import("main.zig");
+const products = @import("chain_products.zig");
 const stream_file = @import("stream.zig");
 const gpu_file = @import("gpu.zig");
 const plan_file = @import("../plan.zig");
@@ -23,6 +24,9 @@ pub const Body = struct {
     /// The plan's commands as launches: some serve several neighbours.
     links: []chain.Link = &.{},
     spare: region.Region = .none,
+    /// Where results of a chain's products pass, and how many at a time.
+    cells: region.Region = .none,
+    cells_set: u32 = 0,
 
     pub fn make(plan: *Plan, gpu: *Gpu, f: *Failure) Rejected!Body {
         var workspace: u64 = 0;
@@ -36,6 +40,9 @@ pub const Body = struct {
         var spare: u64 = 0;
         for (b.links) |link| spare = @max(spare, chain.spareBytes(plan.tasks, link));
         if (spare > 0) b.spare = try .make(gpu, spare, false, "a plan's workspace", f);
+        b.cells_set = products.setCells(plan.tasks, b.links);
+        if (b.cells_set > 0)
+            b.cells = try .make(gpu, products.bytes(b.cells_set), false, "a plan's workspace", f);
         if (workspace == 0) return b;
         b.work = try .make(gpu, workspace, false, "a plan's workspace", f);
         for (plan.tasks) |*task| task.workspace = b.work.ptr();
@@ -45,11 +52,13 @@ pub const Body = struct {
     pub fn free(b: *Body) void {
         allocator.free(b.links);
         b.spare.free();
+        b.cells.free();
         b.work.free();
     }
 };
 
 pub fn launchAll(plan: *Plan, stream: *Stream) void {
-    for (plan.body.cuda.links) |link|
-        link.launch(plan.tasks[link.first..][0..link.count], stream);
+    const links = plan.body.cuda.links;
+    var at: usize = 0;
+    while (at < links.len) at += products.launch(plan.tasks, links[at..], stream);
 }

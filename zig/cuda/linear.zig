@@ -22,7 +22,7 @@ fn linear(t: *const Task, s: *Stream) void {
         if (k.dtype(t, 1) == .f8_e4m3) return fp8.linear(t, s);
         const a = decode.arguments(t);
         const in_blocks = block.is(a.dtype);
-        if (if (in_blocks) blocks.fits(&a) else decode.takes(rows, s))
+        if (if (in_blocks) blocks.fits(&a, s) else decode.takes(rows, s))
             return decode.launch(.plain, a, f32_out, s);
         const product: sm90.Product = .{
             .of = t,
@@ -36,6 +36,17 @@ fn linear(t: *const Task, s: *Stream) void {
     if (block.is(k.dtype(t, 1))) return blocks.plain(t, s);
     if (k.dtype(t, 1) == .f8_e4m3) return fp8.plain(t, s);
     plain(t, s);
+}
+
+/// A task of few rows as a product of a chain; null where its own kernel is another.
+pub fn asProduct(tasks: []const Task, s: *const Stream, _: usize) ?decode.Args {
+    const t = &tasks[0];
+    const rows = k.rows(t, 0);
+    if (rows == 0 or !isFast(t) or !k.aligned(t, &.{4})) return null;
+    var a = decode.arguments(t);
+    if (!(if (block.is(a.dtype)) blocks.fits(&a, s) else decode.takes(rows, s))) return null;
+    decode.describe(.plain, k.dtype(t, 4) == .f32, &a);
+    return a;
 }
 
 /// Whether the fast kernels take the command's inputs.

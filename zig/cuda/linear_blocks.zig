@@ -6,6 +6,7 @@ const command = @import("command");
 const decode_file = @import("linear_decode.zig");
 const k = @import("kernel.zig");
 const order = @import("blocks.zig");
+const products = @import("chain_products.zig");
 const sm90 = @import("linear_sm90.zig");
 const Extra = @import("stream.zig").Extra;
 const Args = decode_file.Args;
@@ -19,10 +20,11 @@ const rows_max = 4;
 const few_rows = 3;
 /// Shared memory of a multiprocessor that two blocks share, and what each has beside the dynamic.
 const half_room = 115712;
-const static_bytes = 8320;
+const static_bytes = 2688;
+const static_bytes_several = 10496;
 /// Dynamic shared memory of one block that every card since Ampere has.
-const room = 99 * 1024;
-const room_hopper = 227 * 1024 - static_bytes;
+const room = 99 * 1024 - static_bytes_several;
+const room_hopper = 227 * 1024 - static_bytes_several;
 
 /// Stages of the ring, for one row and for several: kernels/blocks_decode.cu.
 fn stages(dtype: DType, several: bool) u32 {
@@ -41,26 +43,24 @@ fn sharedBytes(a: *const Args, several: bool) u32 {
     return @intCast(8 * step * stages(a.dtype, several) + rows * (2 * cols + cols / 4));
 }
 
+fn roomOf(s: *const Stream) u32 {
+    return if (s.gpu.capability == 90) room_hopper else room;
+}
+
 /// Whether one launch takes the product.
-pub fn fits(a: *const Args) bool {
-    return a.batch <= few_rows and sharedBytes(a, a.batch > 1) <= room;
+pub fn fits(a: *const Args, s: *const Stream) bool {
+    return a.batch <= few_rows and sharedBytes(a, a.batch > 1) <= roomOf(s);
 }
 
 /// One launch where all rows fit, else several.
 pub fn decode(comptime mode: decode_file.Mode, a: Args, f32_out: bool, s: *Stream) void {
     var part = a;
-    part.mode = switch (mode) {
-        .plain, .swiglu => 0,
-        .rms, .rms_swiglu => 1,
-        .gated => 2,
-    };
-    part.swiglu = @intFromBool(mode == .swiglu or mode == .rms_swiglu);
-    part.out_f32 = @intFromBool(f32_out);
-    const most: u32 = if (s.gpu.capability == 90) room_hopper else room;
+    decode_file.describe(mode, f32_out, &part);
+    if (products.takesSingle(&part, s)) return products.single(part, s);
     var done: i32 = 0;
     while (done < a.batch) : (done += part.batch) {
         part.batch = @min(rows_max, a.batch - done);
-        while (part.batch > 1 and sharedBytes(&part, true) > most) part.batch -= 1;
+        while (part.batch > 1 and sharedBytes(&part, true) > roomOf(s)) part.batch -= 1;
         part.x = k.advance(a.x, done, a.x_stride, 2);
         part.gate = k.advance(a.gate, done, a.gate_stride, 2);
         part.residual = k.advance(a.residual, done, a.residual_stride, 2);

@@ -14,6 +14,8 @@ const Stream = k.Stream;
 pub const rows_max = 8;
 /// Rows for which a norm inside is worth its repetition in every block.
 pub const norm_rows_max = 2;
+/// Columns that a norm inside may have: kernels keep the squares of 2048 at a time.
+const norm_cols_max = 18 * 2048;
 
 pub const Mode = enum { plain, rms, gated, swiglu, rms_swiglu };
 
@@ -34,12 +36,15 @@ pub const Args = extern struct {
     residual_stride: i32,
     out_stride: i32,
     eps: f32 = 0,
-    // What follows only the kernels for blocks and e4m3 read.
+    // What follows only the kernels for blocks, e4m3 and chains read.
     mode: i32 = 0,
     swiglu: i32 = 0,
     out_f32: i32 = 0,
-    /// Of `w` and `w2`; no kernel reads it.
+    /// How the chain's kernel calls the type.
+    type: i32 = 0,
+    /// Of `w` and `w2`.
     dtype: command.DType,
+    reserved: i32 = 0,
 };
 
 const slot_bytes = 16384;
@@ -68,8 +73,8 @@ fn xBytes(a: *const Args) u32 {
 }
 
 /// Whether x fits shared memory beside the ring, as the norms and SwiGLU need.
-pub fn staged(a: *const Args) bool {
-    if (block.is(a.dtype)) return blocks.fits(a);
+pub fn staged(a: *const Args, s: *const Stream) bool {
+    if (block.is(a.dtype)) return blocks.fits(a, s);
     if (a.dtype == .f8_e4m3) return fp8.staged(a);
     return xBytes(a) + 4 * slot_bytes <= room;
 }
@@ -81,7 +86,19 @@ pub fn takes(rows: u32, s: *const Stream) bool {
 }
 /// Whether a norm goes inside.
 pub fn takesNorm(a: *const Args, s: *const Stream) bool {
-    return a.batch <= norm_rows_max and staged(a) and !s.invariant;
+    const few = a.batch <= norm_rows_max and a.k <= norm_cols_max;
+    return few and staged(a, s) and !s.invariant;
+}
+
+/// The same as numbers, for kernels that are told.
+pub fn describe(comptime mode: Mode, f32_out: bool, a: *Args) void {
+    a.mode = switch (mode) {
+        .plain, .swiglu => 0,
+        .rms, .rms_swiglu => 1,
+        .gated => 2,
+    };
+    a.swiglu = @intFromBool(mode == .swiglu or mode == .rms_swiglu);
+    a.out_f32 = @intFromBool(f32_out);
 }
 
 /// Puts the norm's command `norm` in front: its input, and its weight, which is operand `weight`.

@@ -144,6 +144,8 @@ pub const Session = struct {
             .gpu = s.gpu,
             .host = &s.binding.host,
             .spare = s.plan.body.cuda.spare.ptr(),
+            .cells = if (s.plan.body.cuda.cells_set > 0) s.plan.body.cuda.cells.ptr() else null,
+            .cells_set = s.plan.body.cuda.cells_set,
             .pages = s.binding.pages,
             .invariant = s.invariant,
         };

@@ -17,6 +17,9 @@ pub const Stream = struct {
     host: *const Step,
     /// Memory for values between the kernels of one link.
     spare: ?[*]u8 = null,
+    /// Where results of a chain's products pass: `chain_products.zig`.
+    cells: ?[*]u8 = null,
+    cells_set: u32 = 0,
     /// Pages in the run's key/value buffer.
     pages: u64 = 0,
     /// Whether kernels may not be chosen by the number of rows.

@@ -1,0 +1,199 @@
+// A chain of `linear`, one row, weights in blocks: products that follow each other, in one launch (chain.cuh).
+//
+// Contract: `count` products, each as blocks_decode.cu's with its norm in front and bias, residual, SwiGLU behind,
+//   each with a type of its own; each may read what the ones before it wrote.
+//
+// Bytes moved: the file's (blocks_decode.cu). Floor: those over the read bandwidth.
+// Ideas: - as blocks_decode.cu, but f16 (blocks_half.cuh): half the instructions of the integer pipe;
+//        - two groups of 8 warps a block share x, which is staged once;
+//        - a step of a panel lies in one piece, so one lane asks for all of it by one bulk copy;
+//        - every warp has a ring of its own that runs on across products and types.
+// Reached on an H200 (read 4.54 TB/s), a layer's products, its state left out: q8_0 81, q4_k 64, our q4_k_m 61 % where
+//   single launches of blocks_decode.cu reach 75, 53, 55; lm_head's shape alone 95, 86, and q6_k 90, q5_k 78, q4_0 84 %.
+// Launch: 512 threads, grid = multiprocessors; dynamic smem 16 * `ring` + 2.5 K for the widest K; `ring` a multiple
+//   of `slot`, which is the largest step of the types; at most 8 slots.
+#include "chain.cuh"
+#include "blocks_half.cuh"
+#include "hopper.cuh"
+
+#if HOPPER
+constexpr int SLOTS_MAX = 8;
+
+struct Fixed {
+    float red[GROUPS][2][WARPS][2][16];
+    float squares[SQUARES][WARPS];
+    float rstd[GROUPS];
+    uint64_t full[GROUPS * WARPS][SLOTS_MAX];
+};
+
+DEVICE int step_columns(int type) { return type >= Q4_K ? 256 : 128; }
+DEVICE int step_bytes(int type) {
+    return type == Q8_0 ? Block<Q8_0>::BYTES : type == Q4_0 ? Block<Q4_0>::BYTES : type == Q4_K ? Block<Q4_K>::BYTES
+         : type == Q5_K ? Block<Q5_K>::BYTES : Block<Q6_K>::BYTES;
+}
+
+// Steps of all products that one warp takes, in order.
+struct Walk {
+    const ChainArgs* a;
+    int warp, me;  // warp of the group; the group's number in the grid
+    int of, panel, part, left, mine, panels, bytes, stride;
+    size_t panel_bytes;
+    const uint8_t* src;
+
+    DEVICE_MEMBER void product() {
+        const Product& p = a->of[of];
+        const int steps = p.k / step_columns(p.type);
+        bytes = step_bytes(p.type), stride = WARPS * bytes, panels = (p.n + 15) / 16;
+        panel_bytes = (size_t)steps * bytes, mine = (steps - warp + WARPS - 1) / WARPS;
+        panel = warp < steps ? me : panels, part = 0;
+        if (panel < panels) begin();
+    }
+    DEVICE_MEMBER void begin() {
+        const Product& p = a->of[of];
+        src = (part ? p.w2 : p.w) + panel * panel_bytes + (size_t)warp * bytes, left = mine;
+    }
+    // Where `left` is zero: moves on to a step that there is.
+    DEVICE_MEMBER bool seek() {
+        while (left == 0) {
+            if (panel < panels) {
+                if (++part == (a->of[of].swiglu ? 2 : 1)) part = 0, panel += GROUPS * gridDim.x;
+                if (panel < panels) begin();
+            } else {
+                if (of + 1 >= a->count) return false;
+                of++, product();
+            }
+        }
+        return true;
+    }
+    DEVICE_MEMBER void next() { src += stride, left--; }
+};
+
+// A warp's ring: what it copies next, and what it reads next.
+struct Ring {
+    Walk walk;
+    uint32_t base, bars, end, slot;  // in shared memory; bytes of a slot
+    uint32_t to, to_bar, from, from_bar, parity;
+    int lane;
+
+    DEVICE_MEMBER void copy() {
+        if (walk.left == 0 && !walk.seek()) return;
+        if (lane == 0) {
+            mbar_expect(to_bar, walk.bytes);
+            bulk_load(to, walk.src, walk.bytes, to_bar);
+        }
+        walk.next();
+        to += slot, to_bar += 8;
+        if (to == end) to = base, to_bar = bars;
+    }
+    // The slot that was waited for is free: all lanes have read it.
+    DEVICE_MEMBER void next() {
+        __syncwarp();
+        copy();
+        from += slot, from_bar += 8;
+        if (from == end) from = base, from_bar = bars, parity ^= 1;
+    }
+};
+
+template <int TYPE> DEVICE void row_sums(Ring& ring, int count, uint32_t x, uint32_t sums, const uint32_t* only, float* r) {
+    constexpr int COLUMNS = WARPS * Block<TYPE>::STEP;
+    for (; count > 0; count--, x += COLUMNS * 2, sums += COLUMNS / 2) {
+        mbar_wait(ring.from_bar, ring.parity);
+        step_sums<TYPE>(ring.from, x, sums, ring.lane, only, r);
+        ring.next();
+    }
+}
+
+DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells, uint32_t xs, const uint32_t* only, int group) {
+    const int lane = ring.lane, warp = ring.walk.warp, g = lane >> 2, t = lane & 3;
+    const int panels = (p.n + 15) / 16, columns = step_columns(p.type), steps = p.k / columns, parts = p.swiglu ? 2 : 1;
+    const int count = (steps - warp + WARPS - 1) / WARPS;
+    const uint32_t x = xs + lane * 8 + warp * columns * 2, sums = xs + 2 * p.k + t * 16 + warp * columns / 2;
+    int buffer = 0;
+    for (int panel = ring.walk.me; panel < panels; panel += GROUPS * gridDim.x) {
+        const int n = panel * 16 + lane;
+        const bool adds = warp == (panel & (WARPS - 1)), writes = adds && lane < 16 && n < p.n;
+        float onto = 0;  // asked for early: its latency is the stream's
+        if (writes && p.residual) onto = load_residual(p, cells, 0, n);
+        for (int part = 0; part < parts; part++) {
+            float r[2] = {0, 0};
+            switch (p.type) {
+                case Q8_0: row_sums<Q8_0>(ring, count, x, sums, only, r); break;
+                case Q4_0: row_sums<Q4_0>(ring, count, x, sums, only, r); break;
+                case Q4_K: row_sums<Q4_K>(ring, count, x, sums, only, r); break;
+                case Q5_K: row_sums<Q5_K>(ring, count, x, sums, only, r); break;
+                default: row_sums<Q6_K>(ring, count, x, sums, only, r);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float v = r[i];
+                v += __shfl_xor_sync(~0u, v, 1);
+                v += __shfl_xor_sync(~0u, v, 2);
+                if (t == 0) fixed->red[group][buffer][warp][part][g + 8 * i] = v;
+            }
+        }
+        group_sync(group);
+        if (writes) {
+            float v[2] = {0, 0};
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                v[0] += fixed->red[group][buffer][w][0][lane];
+                if (p.swiglu) v[1] += fixed->red[group][buffer][w][1][lane];
+            }
+            if (p.mode != PLAIN) v[0] *= fixed->rstd[group], v[1] *= fixed->rstd[group];
+            float s = p.swiglu ? silu(v[0]) * v[1] : v[0];
+            if (p.bias) s += p.bias[n];
+            if (p.residual) s += onto;
+            store_result(p, cells, 0, n, s);
+        }
+        buffer ^= 1;
+    }
+}
+
+DEVICE void chain(const ChainArgs& a) {
+    extern __shared__ __align__(128) uint8_t smem[];
+    __shared__ Fixed fixed;
+    const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, group = warp / WARPS;
+    const int tid = threadIdx.x % GROUP_THREADS;
+    const uint32_t xs = smem_addr(smem) + GROUPS * WARPS * a.ring;
+    Ring ring;
+    ring.base = smem_addr(smem) + warp * a.ring, ring.bars = smem_addr(fixed.full[warp]), ring.end = ring.base + a.ring;
+    ring.slot = a.slot, ring.lane = lane, ring.parity = 0;
+    ring.to = ring.from = ring.base, ring.to_bar = ring.from_bar = ring.bars;
+    Walk& walk = ring.walk;
+    walk.a = &a, walk.warp = warp % WARPS, walk.me = blockIdx.x + group * gridDim.x, walk.of = 0, walk.left = 0;
+    walk.product();
+    if (lane < SLOTS_MAX) mbar_init(ring.bars + 8 * lane, 1);
+    mbar_init_fence();
+    __syncwarp();  // nobody but this warp uses them
+    prefetch_norm(a.of[0]);
+    for (int i = 0; i < a.ring; i += a.slot) ring.copy();
+    uint32_t only[8];
+#pragma unroll
+    for (int c = 0; c < 8; c++) only[c] = lane >> 2 == c ? 0x3c003c00 : 0;
+    pdl_wait();
+    pdl_launch();
+    const uint32_t turn = load_turn(a);
+    uint16_t* cells = nullptr;
+    for (int of = 0; of < a.count; of++) {
+        const Product& p = a.of[of];
+        const bool idle = blockIdx.x >= (p.n + 15) / 16;  // nothing to do, so nothing to wait for
+        if (of > 0 && !idle) prefetch_norm(p);
+        if (!idle)
+            stage_any(p, cells, fixed.squares, group, tid,
+                      [&](int, int c, const float* v) { store_half(xs, xs + 2 * p.k, c, v); });
+        if (of == 0) cells = begin_cells(a, turn);
+        if (idle) continue;
+        if (p.mode != PLAIN && tid == 0) fixed.rstd[group] = row_scale(p, fixed.squares, 0);
+        product(p, ring, &fixed, cells, xs, only, group);
+    }
+    end_cells(a);
+}
+#define BODY chain(a)
+#else
+#define BODY asm volatile("trap;")
+#endif
+
+extern "C" __global__ void __maxnreg__(96)
+    blocks_chain(const __grid_constant__ ChainArgs a) {
+    BODY;
+}

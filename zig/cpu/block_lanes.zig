@@ -15,7 +15,6 @@ const Bytes = int8.Bytes;
 const DType = command.DType;
 const F = simd.F;
 const L = simd.L;
-const U = simd.U;
 const width = command.panel;
 
 /// Vectors across a panel.
@@ -23,13 +22,6 @@ pub const V = width / L;
 const Bytes1 = @Vector(L, u8);
 const fieldAt = block_panel.fieldAt;
 
-inline fn halves(comptime dtype: DType, comptime name: []const u8, p: [*]const u8, v: usize) F {
-    return simd.ldAs(.f16, p + comptime fieldAt(dtype, name), v * L);
-}
-/// Scale byte number i of each row.
-inline fn scaleByte(comptime dtype: DType, p: [*]const u8, i: usize, v: usize) U {
-    return simd.ld(Bytes1, p + comptime fieldAt(dtype, "scales") + i * width + v * L);
-}
 inline fn word(
     comptime dtype: DType,
     comptime name: []const u8,
@@ -47,49 +39,57 @@ inline fn bits(x: Bytes, comptime n: i32, comptime mask: u8) Bytes {
     return @as(Bytes, @bitCast(moved)) & @as(Bytes, @splat(mask));
 }
 
-/// d of the rows.
-pub inline fn d(comptime dtype: DType, p: [*]const u8, v: usize) F {
-    return halves(dtype, "d", p, v);
-}
-
-/// Factor and minimum of run j of each row: w = scale * q - min.
-pub const ScaleMin = struct { scale: F, min: F };
-pub inline fn scaleMin(
+/// An f16 of the rows: d or dmin.
+pub inline fn half(
     comptime dtype: DType,
+    comptime name: []const u8,
     p: [*]const u8,
-    comptime j: usize,
     v: usize,
-) ScaleMin {
-    const by = d(dtype, p, v);
-    if (dtype == .q4_0) return .{ .scale = by, .min = by * simd.splat(8) };
-    const low: U = @splat(15);
-    const six: U = @splat(63);
-    const later = scaleByte(dtype, p, 4 + j, v);
-    var scale: U = undefined;
-    var min: U = undefined;
-    if (j < 4) {
-        scale = scaleByte(dtype, p, j, v) & six;
-        min = later & six;
-    } else {
-        const top: U = @splat(0x30);
-        scale = (later & low) | (scaleByte(dtype, p, j - 4, v) >> @splat(2) & top);
-        min = later >> @splat(4) | (scaleByte(dtype, p, j, v) >> @splat(2) & top);
-    }
-    return .{
-        .scale = by * int8.floats(@bitCast(scale)),
-        .min = halves(dtype, "dmin", p, v) * int8.floats(@bitCast(min)),
-    };
+) F {
+    return simd.ldAs(.f16, p + comptime fieldAt(dtype, name), v * L);
 }
 
-/// The signed scale of 16 columns of q6_k, number j of 16, in both shorts of each lane.
-pub inline fn scale16(p: [*]const u8, j: usize, v: usize) int8.Shorts {
+/// Scales and minima of the 8 runs of 16 rows of q4_k or q5_k.
+pub const Finer = struct {
+    scale: [8][width]u8 align(64),
+    min: [8][width]u8,
+
+    /// Unpacks those of a block, as `block.scaleMin` does, as many at once as bytes fill a vector.
+    pub inline fn unpack(f: *Finer, comptime dtype: DType, p: [*]const u8) void {
+        const from = p + comptime fieldAt(dtype, "scales");
+        const four = 4 * width;
+        inline for (0..four / (4 * L)) |i| {
+            const at = i * 4 * L;
+            const first = simd.ld(Bytes, from + at);
+            const second = simd.ld(Bytes, from + four + at);
+            const third = simd.ld(Bytes, from + 2 * four + at);
+            const scale: [*]u8 = @ptrCast(&f.scale);
+            const min: [*]u8 = @ptrCast(&f.min);
+            simd.st(scale + at, bits(first, 0, 63));
+            simd.st(min + at, bits(second, 0, 63));
+            simd.st(scale + four + at, bits(third, 0, 15) | bits(first, 2, 48));
+            simd.st(min + four + at, bits(third, 4, 15) | bits(second, 2, 48));
+        }
+        // They are widened from memory; kept in registers, each would be moved to the front first.
+        asm volatile (""
+            :
+            : [f] "r" (f),
+            : .{ .memory = true });
+    }
+    /// The factor of run j.
+    pub inline fn factor(f: *const Finer, j: usize, v: usize) int8.Sums {
+        return int8.factors(simd.ld(Bytes1, @as([*]const u8, &f.scale[j]) + v * L));
+    }
+    /// The minimum of run j, without dmin.
+    pub inline fn minimum(f: *const Finer, j: usize, v: usize) F {
+        return @floatFromInt(simd.ld(Bytes1, @as([*]const u8, &f.min[j]) + v * L));
+    }
+};
+
+/// The factor of 16 columns of q6_k, number j of 16.
+pub inline fn factor16(p: [*]const u8, j: usize, v: usize) int8.Sums {
     const at = p + comptime fieldAt(.q6_k, "scales");
-    const twice = comptime blk: {
-        var t: [2 * L]i32 = undefined;
-        for (&t, 0..) |*lane, i| lane.* = i / 2;
-        break :blk t;
-    };
-    return @shuffle(i8, simd.ld(@Vector(L, i8), at + j * width + v * L), undefined, twice);
+    return int8.factors(simd.ld(@Vector(L, i8), at + j * width + v * L));
 }
 
 /// Parts of a block with two runs each.
@@ -101,9 +101,15 @@ pub fn runs(comptime dtype: DType, comptime part: usize) [2]usize {
     if (dtype == .q6_k) return .{ part / 2 * 4 + part % 2, part / 2 * 4 + part % 2 + 2 };
     return .{ 2 * part, 2 * part + 1 };
 }
+/// The runs of a block of 256 columns in the order in which they are added: part by part.
+pub fn order(comptime dtype: DType) [8]usize {
+    var all: [8]usize = undefined;
+    inline for (0..4) |part| all[2 * part ..][0..2].* = comptime runs(dtype, part);
+    return all;
+}
 
-/// The unsigned numbers of word g (columns 4 g to 4 g + 3) of a part's two runs. For q6_k 32 more
-/// than they mean.
+/// The unsigned numbers of word g (columns 4 g to 4 g + 3) of a part's two runs; of q4_0's run
+/// words g and g + 4. For q4_0 8 and for q6_k 32 more than they mean.
 pub inline fn pair(
     comptime dtype: DType,
     p: [*]const u8,
@@ -111,40 +117,42 @@ pub inline fn pair(
     comptime g: usize,
     v: usize,
 ) [2]Bytes {
+    const both = word(dtype, "q", p, part * 8 + g, v);
+    const low = bits(both, 0, 15);
+    const high = bits(both, 4, 15);
     switch (dtype) {
-        .q4_k => {
-            const both = word(dtype, "q", p, part * 8 + g, v);
-            return .{ bits(both, 0, 15), bits(both, 4, 15) };
-        },
+        .q4_0, .q4_k => return .{ low, high },
         .q5_k => {
-            const both = word(dtype, "q", p, part * 8 + g, v);
-            const high = word(dtype, "high", p, g, v);
+            const fifth = word(dtype, "high", p, g, v);
             const shift = 2 * @as(i32, part) - 4;
-            return .{
-                bits(both, 0, 15) | bits(high, shift, 16),
-                bits(both, 4, 15) | bits(high, shift + 1, 16),
-            };
+            return .{ low | bits(fifth, shift, 16), high | bits(fifth, shift + 1, 16) };
         },
         .q6_k => {
-            const first = part % 2;
-            const both = word(dtype, "q", p, part * 8 + g, v);
-            const high = word(dtype, "high", p, part / 2 * 8 + g, v);
-            const shift = 2 * @as(i32, first) - 4;
-            return .{
-                bits(both, 0, 15) | bits(high, shift, 48),
-                bits(both, 4, 15) | bits(high, shift + 4, 48),
-            };
+            const top = word(dtype, "high", p, part / 2 * 8 + g, v);
+            const shift = 2 * @as(i32, part % 2) - 4;
+            return .{ low | bits(top, shift, 48), high | bits(top, shift + 4, 48) };
         },
-        else => @compileError("no parts"),
+        else => @compileError("no halves"),
     }
+}
+/// As `pair` of q4_0 and q4_k, the second ones left where they lie: 16 times what they are, which
+/// a sum of 32 bits can have taken back at its end.
+pub inline fn raised(
+    comptime dtype: DType,
+    p: [*]const u8,
+    comptime part: usize,
+    comptime g: usize,
+    v: usize,
+) [2]Bytes {
+    const both = word(dtype, "q", p, part * 8 + g, v);
+    return .{ bits(both, 0, 15), bits(both, 0, 0xf0) };
 }
 
 /// Word g of q8_0's run.
 pub inline fn whole(p: [*]const u8, comptime g: usize, v: usize) int8.Signed {
     return @bitCast(word(.q8_0, "q", p, g, v));
 }
-/// Words g and g + 4 of q4_0's run.
-pub inline fn nibbles(p: [*]const u8, comptime g: usize, v: usize) [2]Bytes {
-    const both = word(.q4_0, "q", p, g, v);
-    return .{ bits(both, 0, 15), bits(both, 4, 15) };
+/// The same as unsigned numbers, 128 more than they mean.
+pub inline fn lifted(p: [*]const u8, comptime g: usize, v: usize) Bytes {
+    return word(.q8_0, "q", p, g, v) ^ @as(Bytes, @splat(0x80));
 }

@@ -2,7 +2,8 @@
 //! meets int8 activations right away. 16 output features fill the lanes; 4 columns of each meet in
 //! one multiply-add of bytes.
 //!
-//! Sums of one run of 32 columns are exact integers, so only the order of runs matters: upwards.
+//! Sums of one run of columns are exact integers, so only the order of runs matters: upwards, but
+//! for q6_k (`linear_blocks` gives it).
 
 const std = @import("std");
 const command = @import("command");
@@ -17,184 +18,244 @@ const F = simd.F;
 const I = simd.I;
 const L = simd.L;
 const Rows = rows_file.Rows;
+const Sums = int8.Sums;
 const V = lanes.V;
 const width = command.panel;
 
 /// Panels walked through at once.
 pub const streams = 4;
-pub const max_rows = 4;
+/// Rows that are few: as many as have their sums in registers.
+pub const max_rows = if (simd.has_avx512) 8 else 4;
+/// Columns for which one panel goes on before the next has its turn.
+const slice = 256;
+/// How far ahead of its place in each stream a thread asks for weights, into L2: those close by are
+/// on their way, and line buffers of L1 are too few for more. Without asking, an EPYC 9B14 waits
+/// for each page of a stream.
+const ahead = 4096;
 
-/// What one block of columns adds to the sums of a panel.
-fn add(
-    comptime dtype: DType,
-    comptime rows: usize,
-    w: [*]const u8,
-    x: Rows,
-    run0: usize,
-    c: [*]f32,
-) void {
-    @setEvalBranchQuota(100_000);
-    // With one row, all vectors of a panel share what is loaded of x.
-    const beside = if (rows == 1) V else 1;
-    inline for (0..V / beside) |group| {
-        var b: Part(dtype, rows, group * beside, beside) = .{ .w = w, .x = x, .run0 = run0 };
-        b.load(c);
-        switch (dtype) {
-            .q8_0 => b.whole(),
-            .q4_0 => b.nibbles(),
-            .q4_k, .q5_k => inline for (0..comptime lanes.parts(dtype)) |part| b.pairs(part),
-            .q6_k => inline for (0..2) |hundred| b.centred(hundred),
-            else => @compileError("no blocks"),
-        }
-        b.store(c);
-    }
-}
-
-/// Vectors [first, first + n) of a panel.
-fn Part(
+/// A panel's sums for all rows: vectors [first, first + n) of it.
+fn Panel(
     comptime dtype: DType,
     comptime rows: usize,
     comptime first: usize,
     comptime n: usize,
 ) type {
     return struct {
-        w: [*]const u8,
-        x: Rows,
-        run0: usize,
-        sums: [rows][n]F = undefined,
+        sums: [rows][n]F,
 
         const Self = @This();
+        const Exact = [rows][n]Sums;
+        const none: Exact = @splat(@splat(int8.no_sums));
 
-        inline fn load(b: *Self, c: [*]const f32) void {
+        inline fn load(c: [*]const f32) Self {
+            var s: Self = undefined;
             inline for (0..rows) |i| inline for (0..n) |v| {
-                b.sums[i][v] = simd.ldF(c + i * width + (first + v) * L);
+                s.sums[i][v] = simd.ldF(c + i * width + (first + v) * L);
             };
+            return s;
         }
-        inline fn store(b: *const Self, c: [*]f32) void {
+        inline fn store(s: *const Self, c: [*]f32) void {
             inline for (0..rows) |i| inline for (0..n) |v|
-                simd.st(c + i * width + (first + v) * L, b.sums[i][v]);
+                simd.st(c + i * width + (first + v) * L, s.sums[i][v]);
         }
-        /// Step number i of 32: asks for the share of the stream's next block that is due, and
-        /// keeps the compiler from moving work across, which would spill what it loads.
-        inline fn next(b: *const Self, comptime i: usize) void {
-            const lines = comptime block_panel.groupBytes(dtype) / 64;
-            if (first == 0) inline for (i * lines / 32..(i + 1) * lines / 32) |line|
-                @prefetch(b.w + (lines + line) * 64, .{ .locality = 3 });
-            asm volatile ("" ::: .{ .memory = true });
+        /// Asks for what is due at one of `steps` steps through a block.
+        inline fn ask(w: [*]const u8, comptime step: usize, comptime steps: usize) void {
+            const lines = comptime (block_panel.groupBytes(dtype) + 63) / 64;
+            if (first == 0) inline for (step * lines / steps..(step + 1) * lines / steps) |line|
+                @prefetch(w + ahead + line * 64, .{ .locality = 2 });
         }
-        inline fn bytes(b: *const Self, n_run: usize, g: usize, i: usize) int8.Signed {
-            return b.x.bytes(rows, b.run0 + n_run, g, i);
+        inline fn started(x: Rows, run: usize, half: usize) Exact {
+            var e: Exact = undefined;
+            inline for (0..rows) |i| e[i] = @splat(x.start(rows, run, half, i));
+            return e;
         }
-        /// Adds d * s * (the integers of a run).
-        inline fn scaled(b: *Self, n_run: usize, i: usize, v: usize, sum: I, d: F) void {
-            const by = d * simd.splat(b.x.scale(rows, b.run0 + n_run, i));
-            b.sums[i][v] = simd.mulAdd(int8.floats(sum), by, b.sums[i][v]);
-        }
-        inline fn withMin(
-            b: *Self,
-            n_run: usize,
-            i: usize,
-            v: usize,
-            sum: I,
-            by: lanes.ScaleMin,
-        ) void {
-            b.scaled(n_run, i, v, sum, by.scale);
-            const total = simd.splat(b.x.total(rows, b.run0 + n_run, i));
-            b.sums[i][v] = simd.mulAdd(-by.min, total, b.sums[i][v]);
+        inline fn meet(e: *Exact, q: int8.Bytes, x: Rows, run: usize, g: usize, v: usize) void {
+            inline for (0..rows) |i| e[i][v] = int8.addBytes(e[i][v], q, x.bytes(rows, run, g, i));
         }
 
-        /// q8_0: signed bytes.
-        inline fn whole(b: *Self) void {
-            var sums: [rows][n]I = @splat(@splat(@splat(0)));
-            inline for (0..8) |g| inline for (0..n) |v| {
-                const q = lanes.whole(b.w, g, first + v);
-                const size: int8.Bytes = @bitCast(@abs(q));
+        /// Adds d * s * (the integers of a block of 32 columns).
+        inline fn short(s: *Self, w: [*]const u8, x: Rows) void {
+            const whole: [rows][n]I = switch (dtype) {
+                .q4_0 => nibbles(w, x),
+                .q8_0 => if (simd.has_vnni) lifted(w, x) else signed(w, x),
+                else => @compileError("no short blocks"),
+            };
+            inline for (0..n) |v| {
+                const d = lanes.half(dtype, "d", w, first + v);
                 inline for (0..rows) |i| {
-                    const a = int8.withSign(b.bytes(0, g, i), q);
-                    sums[i][v] +%= int8.addPairs16(int8.addPairs8(size, a), int8.ones());
+                    const by = d * x.scale(rows, 0, i);
+                    s.sums[i][v] = simd.mulAdd(int8.floats(whole[i][v]), by, s.sums[i][v]);
                 }
-            };
-            inline for (0..n) |v| {
-                const d = lanes.d(dtype, b.w, first + v);
-                inline for (0..rows) |i| b.scaled(0, i, v, sums[i][v], d);
             }
         }
-        /// q4_0: at most 8 * 2 * 15 * 127 = 30480 in each i16.
-        inline fn nibbles(b: *Self) void {
-            var h: [rows][n]int8.Shorts = @splat(@splat(@splat(0)));
-            inline for (0..4) |g| inline for (0..n) |v| {
-                const q = lanes.nibbles(b.w, g, first + v);
-                inline for (0..2) |k| inline for (0..rows) |i| {
-                    h[i][v] +%= int8.addPairs8(q[k], b.bytes(0, g + 4 * k, i));
-                };
-            };
-            inline for (0..n) |v| {
-                const by = lanes.scaleMin(dtype, b.w, 0, first + v);
-                inline for (0..rows) |i|
-                    b.withMin(0, i, v, int8.addPairs16(h[i][v], int8.ones()), by);
+        inline fn lifted(w: [*]const u8, x: Rows) [rows][n]I {
+            var e = started(x, 0, 0);
+            inline for (0..8) |g| {
+                ask(w, g, 8);
+                inline for (0..n) |v| meet(&e, lanes.lifted(w, g, first + v), x, 0, g, v);
             }
+            return e;
         }
-        /// q4_k as q4_0; of q5_k 4 * 2 * 31 * 127 = 31496 fits an i16, twice that does not.
-        inline fn pairs(b: *Self, comptime part: usize) void {
-            const cut = if (dtype == .q4_k) 8 else 4;
-            const both = comptime lanes.runs(dtype, part);
-            var sums: [2][rows][n]I = @splat(@splat(@splat(@splat(0))));
-            inline for (0..8 / cut) |half| {
-                var h: [2][rows][n]int8.Shorts = @splat(@splat(@splat(@splat(0))));
-                inline for (half * cut..half * cut + cut) |g| {
-                    b.next(part * 8 + g);
-                    inline for (0..n) |v| {
-                        const q = lanes.pair(dtype, b.w, part, g, first + v);
-                        inline for (both, 0..) |n_run, k| inline for (0..rows) |i| {
-                            h[k][i][v] +%= int8.addPairs8(q[k], b.bytes(n_run, g, i));
-                        };
-                    }
-                }
-                inline for (0..2) |k| inline for (0..rows) |i| inline for (0..n) |v| {
-                    sums[k][i][v] +%= int8.addPairs16(h[k][i][v], int8.ones());
-                };
-            }
-            inline for (both, 0..) |n_run, k| inline for (0..n) |v| {
-                const by = lanes.scaleMin(dtype, b.w, n_run, first + v);
-                inline for (0..rows) |i| b.withMin(n_run, i, v, sums[k][i][v], by);
-            };
-        }
-        /// q6_k, 128 columns in two parts. What the numbers have too much, 32 times the sum of x,
-        /// is where the sum starts. On the way it may leave an i16, whose end is right all the
-        /// same: 8 * 32 * 127 = 32512.
-        inline fn centred(b: *Self, comptime hundred: usize) void {
-            var sums: [4][rows][n]I = undefined;
-            inline for (0..2) |odd| inline for (0..2) |half| {
-                const part = 2 * hundred + odd;
-                const both = comptime lanes.runs(dtype, part);
-                var h: [2][rows][n]int8.Shorts = undefined;
-                inline for (both, 0..) |n_run, k| inline for (0..rows) |i| {
-                    h[k][i] = @splat(b.x.start(rows, b.run0 + n_run, half, i));
-                };
-                inline for (4 * half..4 * half + 4) |g| {
-                    b.next(part * 8 + g);
-                    inline for (0..n) |v| {
-                        const q = lanes.pair(dtype, b.w, part, g, first + v);
-                        inline for (both, 0..) |n_run, k| inline for (0..rows) |i| {
-                            h[k][i][v] +%= int8.addPairs8(q[k], b.bytes(n_run, g, i));
-                        };
-                    }
-                }
-                inline for (both, 0..) |n_run, k| inline for (0..n) |v| {
-                    const by = lanes.scale16(b.w, 2 * n_run + half, first + v);
+        inline fn signed(w: [*]const u8, x: Rows) [rows][n]I {
+            var e: [rows][n]I = @splat(@splat(@splat(0)));
+            inline for (0..8) |g| {
+                ask(w, g, 8);
+                inline for (0..n) |v| {
+                    const q = lanes.whole(w, g, first + v);
+                    const size: int8.Bytes = @bitCast(@abs(q));
                     inline for (0..rows) |i| {
-                        const sum = int8.addPairs16(h[k][i][v], by);
-                        const to = &sums[n_run % 4][i][v];
-                        to.* = if (half == 0) sum else to.* +% sum;
+                        const a = int8.withSign(x.bytes(rows, 0, g, i), q);
+                        e[i][v] +%= int8.addPairs16(int8.addPairs8(size, a), int8.ones());
+                    }
+                }
+            }
+            return e;
+        }
+        inline fn nibbles(w: [*]const u8, x: Rows) [rows][n]I {
+            var e: [2]Exact = .{ started(x, 0, 0), none };
+            inline for (0..4) |g| {
+                ask(w, g, 4);
+                inline for (0..n) |v| {
+                    const q = halves(w, 0, g, v);
+                    inline for (0..2) |k| meet(&e[if (raises) k else 0], q[k], x, 0, g + 4 * k, v);
+                }
+            }
+            var all: [rows][n]I = undefined;
+            inline for (0..rows) |i| inline for (0..n) |v| {
+                all[i][v] = int8.whole(e[0][i][v]);
+                if (raises) all[i][v] +%= lower(e[1][i][v]);
+            };
+            return all;
+        }
+
+        /// Whether the second halves of words stay where they lie, 16 times too large.
+        const raises = simd.has_vnni and (dtype == .q4_0 or dtype == .q4_k);
+        inline fn lower(e: Sums) Sums {
+            return if (raises) e >> @splat(4) else e;
+        }
+        inline fn halves(
+            w: [*]const u8,
+            comptime part: usize,
+            comptime g: usize,
+            v: usize,
+        ) [2]int8.Bytes {
+            const from = if (raises) lanes.raised else lanes.pair;
+            return from(dtype, w, part, g, first + v);
+        }
+
+        /// Adds the sums of a block of 256 columns.
+        inline fn long(s: *Self, w: [*]const u8, x: Rows) void {
+            var t: [rows][n]F = @splat(@splat(simd.zero));
+            if (dtype == .q6_k) {
+                inline for (0..comptime lanes.parts(dtype)) |part| centred(&t, w, x, part);
+            } else {
+                var finer: lanes.Finer = undefined;
+                finer.unpack(dtype, w);
+                s.minima(w, x, &finer);
+                inline for (0..comptime lanes.parts(dtype)) |part| both(&t, w, x, part, &finer);
+            }
+            inline for (0..n) |v| {
+                const d = lanes.half(dtype, "d", w, first + v);
+                inline for (0..rows) |i| s.sums[i][v] = simd.mulAdd(d, t[i][v], s.sums[i][v]);
+            }
+        }
+        inline fn minima(s: *Self, w: [*]const u8, x: Rows, finer: *const lanes.Finer) void {
+            var u: [rows][n]F = @splat(@splat(simd.zero));
+            inline for (0..8) |run| inline for (0..n) |v| {
+                const min = finer.minimum(run, first + v);
+                inline for (0..rows) |i| u[i][v] = simd.mulAdd(min, x.total(rows, run, i), u[i][v]);
+            };
+            inline for (0..n) |v| {
+                const d = -lanes.half(dtype, "dmin", w, first + v);
+                inline for (0..rows) |i| s.sums[i][v] = simd.mulAdd(d, u[i][v], s.sums[i][v]);
+            }
+        }
+        /// The two runs of a part of q4_k or q5_k. In pairs, 8 * 2 * 15 * 127 = 30480 and
+        /// 4 * 2 * 31 * 127 = 31496 fit an i16.
+        inline fn both(
+            t: *[rows][n]F,
+            w: [*]const u8,
+            x: Rows,
+            comptime part: usize,
+            finer: *const lanes.Finer,
+        ) void {
+            const cut = if (dtype == .q5_k and !simd.has_vnni) 4 else 8;
+            const runs = comptime lanes.runs(dtype, part);
+            var all: [2][rows][n]I = @splat(@splat(@splat(@splat(0))));
+            inline for (0..8 / cut) |h| {
+                var e: [2]Exact = .{ none, none };
+                inline for (h * cut..(h + 1) * cut) |g| {
+                    ask(w, part * 8 + g, 32);
+                    inline for (0..n) |v| {
+                        const q = halves(w, part, g, v);
+                        inline for (runs, 0..) |run, k| meet(&e[k], q[k], x, run, g, v);
+                    }
+                }
+                inline for (runs, 0..) |run, k| inline for (0..n) |v| {
+                    const by = finer.factor(run, first + v);
+                    inline for (0..rows) |i| {
+                        const sum = if (k == 0) e[k][i][v] else lower(e[k][i][v]);
+                        all[k][i][v] +%= int8.times(sum, by);
                     }
                 };
-            };
-            inline for (0..4) |r| inline for (0..n) |v| {
-                const d = lanes.d(dtype, b.w, first + v);
-                inline for (0..rows) |i| b.scaled(4 * hundred + r, i, v, sums[r][i][v], d);
+            }
+            addRuns(t, x, runs, &all);
+        }
+        /// The two runs of a part of q6_k, of which each half has its factor. In pairs, sums may
+        /// leave an i16 on their way; their end is right: 8 * 32 * 127 = 32512.
+        inline fn centred(t: *[rows][n]F, w: [*]const u8, x: Rows, comptime part: usize) void {
+            const runs = comptime lanes.runs(dtype, part);
+            var all: [2][rows][n]I = @splat(@splat(@splat(@splat(0))));
+            inline for (0..2) |half| {
+                var e: [2]Exact = .{ started(x, runs[0], half), started(x, runs[1], half) };
+                inline for (4 * half..4 * half + 4) |g| {
+                    ask(w, part * 8 + g, 32);
+                    inline for (0..n) |v| {
+                        const q = halves(w, part, g, v);
+                        inline for (runs, 0..) |run, k| meet(&e[k], q[k], x, run, g, v);
+                    }
+                }
+                inline for (runs, 0..) |run, k| inline for (0..n) |v| {
+                    const by = lanes.factor16(w, 2 * run + half, first + v);
+                    inline for (0..rows) |i| all[k][i][v] +%= int8.times(e[k][i][v], by);
+                };
+            }
+            addRuns(t, x, runs, &all);
+        }
+        inline fn addRuns(
+            t: *[rows][n]F,
+            x: Rows,
+            comptime runs: [2]usize,
+            all: *const [2][rows][n]I,
+        ) void {
+            inline for (runs, 0..) |run, k| inline for (0..n) |v| inline for (0..rows) |i| {
+                const sum = int8.floats(all[k][i][v]);
+                t[i][v] = simd.mulAdd(sum, x.scale(rows, run, i), t[i][v]);
             };
         }
     };
+}
+
+/// What n neighbouring blocks add to the sums of a panel.
+fn add(
+    comptime dtype: DType,
+    comptime rows: usize,
+    n: usize,
+    w: [*]const u8,
+    x: Rows,
+    c: [*]f32,
+) void {
+    @setEvalBranchQuota(100_000);
+    // With one row, all vectors of a panel share what is loaded of x.
+    const beside = if (rows == 1) V else 1;
+    const is_long = comptime block.columns(dtype) == block.long;
+    const one = comptime block_panel.groupBytes(dtype);
+    inline for (0..V / beside) |group| {
+        var s: Panel(dtype, rows, group * beside, beside) = .load(c);
+        if (is_long) s.long(w, x) else for (0..n) |b|
+            s.short(w + b * one, x.from(.bytes, rows, b));
+        s.store(c);
+    }
 }
 
 fn panels(
@@ -209,10 +270,14 @@ fn panels(
 ) void {
     const columns = comptime block.columns(dtype);
     const one = comptime block_panel.groupBytes(dtype);
+    const blocks = K / columns;
+    const step = slice / columns;
     @memset(c[0 .. n_panels * rows * width], 0);
-    for (0..K / columns) |b| for (0..n_panels) |p| {
-        const at = w + p * distance + b * one;
-        add(dtype, rows, at, x, b * (columns / int8.columns), c + p * rows * width);
+    var b: usize = 0;
+    while (b < blocks) : (b += step) for (0..n_panels) |p| {
+        const n = @min(step, blocks - b);
+        const from = x.from(.bytes, rows, b * (columns / int8.columns));
+        add(dtype, rows, n, w + p * distance + b * one, from, c + p * rows * width);
     };
 }
 

@@ -5,11 +5,23 @@
 //! [K/32][2][height].
 
 const std = @import("std");
+const command = @import("command");
 const int8 = @import("int8.zig");
 const simd = @import("simd.zig");
+const DType = command.DType;
 
 /// How the numbers lie.
 pub const Kind = enum { bytes, shorts };
+
+/// By how much the unsigned numbers that meet x are larger than what they mean.
+pub fn excess(dtype: DType) i32 {
+    return switch (dtype) {
+        .q8_0 => 128,
+        .q4_0 => 8,
+        .q6_k => 32,
+        else => 0,
+    };
+}
 
 /// A tile of rows.
 pub const Rows = struct {
@@ -17,8 +29,8 @@ pub const Rows = struct {
     scales: [*]f32,
     /// scale * (sum of the 32 numbers)
     totals: [*]f32,
-    /// For the first and for the last 16 numbers: -32 times the sums of those that meet in the
-    /// lower and in the upper short of a lane, a pair of i16.
+    /// What sums begin with so that an excess does not count: `int8.Block.start` of the first and
+    /// of the last 16 columns of q6_k; the first of two is of all 32 columns of q8_0 and q4_0.
     starts: [*]u32,
 
     /// Bytes that `rows` rows of K columns need.
@@ -38,7 +50,7 @@ pub const Rows = struct {
         };
     }
     /// The tile's columns from run number n on.
-    pub fn from(r: Rows, kind: Kind, h: usize, n: usize) Rows {
+    pub inline fn from(r: Rows, kind: Kind, h: usize, n: usize) Rows {
         const words: usize = if (kind == .bytes) 8 else 16;
         return .{
             .q = r.q + n * words * h,
@@ -52,23 +64,36 @@ pub const Rows = struct {
     pub inline fn bytes(r: Rows, comptime h: usize, n: usize, g: usize, i: usize) int8.Signed {
         return int8.splatBytes(r.q[(n * 8 + g) * h + i]);
     }
-    pub inline fn scale(r: Rows, comptime h: usize, n: usize, i: usize) f32 {
-        return r.scales[n * h + i];
+    pub inline fn scale(r: Rows, comptime h: usize, n: usize, i: usize) simd.F {
+        return simd.splat(r.scales[n * h + i]);
     }
-    pub inline fn total(r: Rows, comptime h: usize, n: usize, i: usize) f32 {
-        return r.totals[n * h + i];
+    pub inline fn total(r: Rows, comptime h: usize, n: usize, i: usize) simd.F {
+        return simd.splat(r.totals[n * h + i]);
     }
-    pub inline fn start(r: Rows, comptime h: usize, n: usize, half: usize, i: usize) int8.Shorts {
-        return int8.splatShorts(r.starts[(2 * n + half) * h + i]);
+    pub inline fn start(r: Rows, comptime h: usize, n: usize, half: usize, i: usize) int8.Sums {
+        return int8.started(r.starts[(2 * n + half) * h + i]);
     }
 
-    /// Fills row i of a tile of h rows.
-    pub fn fill(r: Rows, kind: Kind, h: usize, i: usize, K: usize, x: [*]const f32) void {
-        for (0..K / int8.columns) |n| {
+    /// Fills runs [n0, n1) of row i of a tile of h rows, for weights of a type.
+    pub fn fill(
+        r: Rows,
+        dtype: DType,
+        kind: Kind,
+        h: usize,
+        i: usize,
+        n0: usize,
+        n1: usize,
+        x: [*]const f32,
+    ) void {
+        const by = excess(dtype);
+        for (n0..n1) |n| {
             const b = int8.quantize(x + n * int8.columns);
             r.scales[n * h + i] = b.scale;
             r.totals[n * h + i] = b.total;
-            for (0..2) |half| r.starts[(2 * n + half) * h + i] = @bitCast(b.starts[half]);
+            const starts = r.starts + 2 * n * h + i;
+            if (dtype == .q6_k) {
+                for (0..2) |half| starts[half * h] = b.start(half, by);
+            } else starts[0] = b.startOfAll(by);
             const words: [8]u32 = @bitCast(b.q);
             if (kind == .bytes) {
                 for (words, 0..) |word, g| r.q[(n * 8 + g) * h + i] = word;

@@ -76,6 +76,39 @@ fn every4(comptime first: i32) [L]i32 {
     return at;
 }
 
+/// What products of bytes add up in: an i32 for the four of a lane, or a pair of i16 where there is
+/// no instruction for four.
+pub const Sums = if (simd.has_vnni) I else Shorts;
+
+/// sums + the products of each lane. Pairs of i16 wrap, so that only their end must fit.
+pub inline fn addBytes(sums: Sums, a: Bytes, b: Signed) Sums {
+    if (simd.has_vnni) return addFours(sums, a, b);
+    return sums +% addPairs8(a, b);
+}
+/// What each lane has summed.
+pub inline fn whole(sums: Sums) I {
+    return if (simd.has_vnni) sums else addPairs16(sums, ones());
+}
+/// What each lane has summed, times a factor.
+pub inline fn times(sums: Sums, by: Sums) I {
+    return if (simd.has_vnni) sums *% by else addPairs16(sums, by);
+}
+/// Factors for `times`, from u8 or i8.
+pub inline fn factors(x: anytype) Sums {
+    if (simd.has_vnni) return x;
+    const twice = comptime blk: {
+        var t: [2 * L]i32 = undefined;
+        for (&t, 0..) |*lane, i| lane.* = i / 2;
+        break :blk t;
+    };
+    return @shuffle(@typeInfo(@TypeOf(x)).vector.child, x, undefined, twice);
+}
+/// The sums that a start as in `Block.starts` stands for, in every lane.
+pub inline fn started(x: u32) Sums {
+    return @bitCast(@as(U, @splat(x)));
+}
+pub const no_sums: Sums = @splat(0);
+
 /// The sign of each byte of `by` on x: x, 0 or -x; where `by` is 0, x and 0 are both allowed.
 pub inline fn withSign(x: Signed, by: Signed) Signed {
     if (has_avx2 and !has_avx512bw) return @"llvm.x86.avx2.psign.b"(x, by);
@@ -113,8 +146,21 @@ pub const Block = struct {
     scale: f32,
     /// scale * (sum of q), for weights with a minimum.
     total: f32,
-    /// For each 16 q: -32 times the sum of those in columns 4 i and 4 i + 1, and of the others.
-    starts: [2][2]i16,
+    /// For each 16 q: the sum of those in columns 4 i and 4 i + 1, and of the others.
+    sums: [2][2]i16,
+
+    /// -by times the sum of the q of one half as `Sums` start with it: by * 2032 fits an i16.
+    pub inline fn start(b: *const Block, half: usize, by: i32) u32 {
+        return startOf(b.sums[half][0], b.sums[half][1], by);
+    }
+    /// The same of all q: by * 4064 fits an i32, and in pairs by * 2032 an i16.
+    pub inline fn startOfAll(b: *const Block, by: i32) u32 {
+        return startOf(b.sums[0][0] + b.sums[1][0], b.sums[0][1] + b.sums[1][1], by);
+    }
+    inline fn startOf(low: i32, high: i32, by: i32) u32 {
+        if (simd.has_vnni) return @bitCast(-by * (low + high));
+        return @bitCast([2]i16{ @truncate(-by * low), @truncate(-by * high) });
+    }
 };
 
 fn columnsOf(comptime k: usize) [8]i32 {
@@ -136,7 +182,7 @@ pub inline fn quantize(x: [*]const f32) Block {
     }
     const largest: f32 = @bitCast(@reduce(.Max, top));
     const by: f32 = if (largest < smallest) 0 else 127 / largest;
-    var b: Block = .{ .q = undefined, .scale = largest / 127, .total = 0, .starts = undefined };
+    var b: Block = .{ .q = undefined, .scale = largest / 127, .total = 0, .sums = undefined };
     if (largest < smallest) b.scale = 0;
     // The magic number leaves the rounded value in the low bits, whatever x is.
     inline for (0..n) |i| {
@@ -151,7 +197,7 @@ pub inline fn quantize(x: [*]const f32) Block {
         inline for (0..2) |k| {
             const picked: @Vector(8, i16) = @shuffle(i16, wide, undefined, columnsOf(k));
             const sum = @reduce(.Add, picked);
-            b.starts[h][k] = -32 *% sum;
+            b.sums[h][k] = sum;
             all += sum;
         }
     }
@@ -164,14 +210,14 @@ pub fn quantizeRef(x: *const [columns]f32) Block {
     var largest: u32 = 0;
     for (x) |v| largest = @max(largest, @as(u32, @bitCast(v)) & 0x7fffffff);
     const top: f32 = @bitCast(largest);
-    var b: Block = .{ .q = undefined, .scale = top / 127, .total = 0, .starts = @splat(@splat(0)) };
+    var b: Block = .{ .q = undefined, .scale = top / 127, .total = 0, .sums = @splat(@splat(0)) };
     if (top < smallest) b.scale = 0;
     var sum: i32 = 0;
     for (x, &b.q, 0..) |v, *q, i| {
         const by: f32 = if (top < smallest) 0 else 127 / top;
         const t: u32 = @bitCast(simd.mulAdd1(v, by, 0x1.8p23));
         q.* = @bitCast(@as(u8, @truncate(t)));
-        b.starts[i / 16][i % 4 / 2] -%= 32 *% @as(i16, q.*);
+        b.sums[i / 16][i % 4 / 2] += q.*;
         sum += q.*;
     }
     b.total = b.scale * @as(f32, @floatFromInt(sum));

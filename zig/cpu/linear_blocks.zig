@@ -1,10 +1,13 @@
 //! linear with weights in blocks (q8_0, q4_0, q4_k, q5_k, q6_k) as GGUF defines them, in panels.
 //!
-//! Phase 0 rounds the activations to int8, 32 columns to a scale; phase 1 multiplies. For each run
-//! of 32 columns, k upwards, with s the scale of x and q its numbers:
-//!   q8_0, q4_0's d, q4_k's and q5_k's d * scale times s times the exact sum of products of numbers
-//!   is added by one multiply-add; then, but for q8_0, minus the minimum (q4_0: 8 d) times
-//!   s * (sum of q) by another. q6_k: d times s times the exact sum of scale * number * number.
+//! Phase 0 rounds the activations to int8, 32 columns to a scale; phase 1 multiplies. With s the
+//! scale of x and q its numbers, `exact` is a run's sum of products of q and the weights' numbers,
+//! in the K types times their finer scales: an integer that f32 holds. (Numbers of q4_k and q5_k
+//! are unsigned, the others signed.) Blocks are added k upwards, each step one multiply-add:
+//!   q8_0, q4_0:        sum += exact * (d * s)
+//!   q4_k, q5_k, q6_k:  sum += d * t with t += exact * s for the 8 runs, upwards, but in q6_k 0, 2,
+//!                      1, 3, 4, 6, 5, 7, as they share bytes
+//!   q4_k, q5_k:        before that, sum -= dmin * u with u += min * (s * (sum of q))
 //! Then (sum + bias) + residual. The bits depend on nothing but the row.
 //!
 //! How far from exact: rounding x leaves |x - s q| <= s (1/2 + 2^-15), so that a result is within
@@ -16,6 +19,7 @@ const command = @import("command");
 const block = @import("block.zig");
 const finish = @import("linear_finish.zig").finish;
 const gemm = @import("linear_gemm.zig");
+const int8 = @import("int8.zig");
 const kernel = @import("kernel.zig");
 const many = @import("blocks_gemm.zig");
 const panel = @import("panel.zig");
@@ -107,7 +111,8 @@ fn fillRows(t: *const Task, s: Shape, unit: usize) void {
     const first = s.cut.at(unit);
     const h = s.cut.height(unit);
     const rows = Rows.at(t.workspace.?, s.M, s.K, first);
-    for (0..h) |i| rows.fill(s.kind(), h, i, s.K, t.row(X, first + i));
+    for (0..h) |i|
+        rows.fill(s.dtype, s.kind(), h, i, 0, s.K / int8.columns, t.row(X, first + i));
 }
 
 fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: *Scratch) void {

@@ -5,6 +5,11 @@
 //!   there is no instruction for four, 8 of 2 columns that add up in i16, and one of shorts.
 //! - q8_0 there: shorts meet shorts, in 16 multiply-adds of 2 columns.
 //!
+//! For each run and output 8 multiply-adds by vpdpbusd are joined by a product of scales (of the
+//! integers in the K types) and one or two f32 multiply-adds on the same two pipes: 0.8 of the peak
+//! at most in q8_0, 0.73 to 0.8 in q4_k. Of a prompt's peak (two cores of an AMD EPYC, Zen 4, 27
+//! November 2026) 0.56 is reached in q8_0 and 0.53 in q4_k_m, everything else included.
+//!
 //! The integers of a run are exact, and what they are scaled by is rounded as in `blocks_gemv`:
 //! both give the same bits.
 

@@ -3,7 +3,13 @@
 //! one multiply-add of bytes.
 //!
 //! Sums of one run of columns are exact integers, so only the order of runs matters: upwards, but
-//! for q6_k (`linear_blocks` gives it).
+//! for q6_k (`linear_blocks` gives it). With one row it reads 0.53 to 1.06 bytes a weight and does
+//! two operations.
+//!
+//! Reached on two cores of an AMD EPYC (Zen 4), 27 November 2026, in turns with four plain streams:
+//! 31 GB/s of 33 to 34 (q8_0, q4_0, q4_k), 30 to 31 of 33 to 35 (q5_k, q6_k). One core with its
+//! weights in L2 goes through 66 GB/s of q8_0, 49 of q4_0, 45 of q4_k, 40 of q5_k, 47 of q6_k; with
+//! 8 rows through 22, 12, 10, 12 and 13.
 
 const std = @import("std");
 const command = @import("command");
@@ -28,9 +34,9 @@ pub const streams = 4;
 pub const max_rows = if (simd.has_avx512) 8 else 4;
 /// Columns for which one panel goes on before the next has its turn.
 const slice = 256;
-/// How far ahead of its place in each stream a thread asks for weights, into L2: those close by are
-/// on their way, and line buffers of L1 are too few for more. Without asking, an EPYC 9B14 waits
-/// for each page of a stream.
+/// How far ahead of its place in each stream a thread asks for weights, a line with each step and
+/// into L2: line buffers of L1 are too few for it. On a Zen 4, q6_k goes 18 GB/s with 1 KiB, 26
+/// with 2, 31 with 3 to 8; asked for into L1, or all lines of a block at once, it is slower.
 const ahead = 4096;
 
 /// A panel's sums for all rows: vectors [first, first + n) of it.

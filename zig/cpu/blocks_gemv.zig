@@ -3,7 +3,7 @@
 //! one multiply-add of bytes.
 //!
 //! Sums of one run of columns are exact integers, so only the order of runs matters: upwards, but
-//! for q6_k (`linear_blocks` gives it). With one row it reads 0.53 to 1.06 bytes a weight and does
+//! for q6_k (`linear_blocks` gives it). With one row it reads 0.56 to 1.06 bytes a weight and does
 //! two operations.
 //!
 //! Reached on two cores of an AMD EPYC (Zen 4), 27 November 2026, in turns with four plain streams:

@@ -103,7 +103,7 @@ pub inline fn factors(x: anytype) Sums {
     };
     return @shuffle(@typeInfo(@TypeOf(x)).vector.child, x, undefined, twice);
 }
-/// The sums that a start as in `Block.starts` stands for, in every lane.
+/// The sums that a start as in `Block.start` stands for, in every lane.
 pub inline fn started(x: u32) Sums {
     return @bitCast(@as(U, @splat(x)));
 }

@@ -1,15 +1,14 @@
 /** Caches of fewer bits on a GPU: near the CPU's, the same bits in any cut and batch when asked to. */
 
-import { describe, it } from "node:test";
+import { describe } from "node:test";
 import { assert, assertEquals } from "@std/assert";
 import { AutoModelForCausalLM, type BambaForCausalLM } from "../../mod.ts";
 import { randomModel } from "../../bench/lib/random_model.ts";
 import type { CacheDTypes } from "../../src/modeling/cache_dtypes.ts";
-import { loadNative } from "../../src/native/ffi.ts";
 import { folder } from "../generation/support.ts";
 import { relativeError } from "../tolerance.ts";
+import { onGpu } from "./gpu.ts";
 
-const is_usable = (await loadNative()).info().cuda_status === 0;
 const never = new AbortController().signal;
 const vocab_thin = 1024;
 
@@ -50,12 +49,9 @@ async function inParts(model: BambaForCausalLM, ids: number[], cuts: number[]) {
   return { logits, kept, bytes: cache.bytes };
 }
 
-describe("caches of fewer bits on a GPU", {
-  skip: is_usable ? false : "no GPU",
-  timeout: 120_000,
-}, () => {
+describe("caches of fewer bits on a GPU", () => {
   for (const dtypes of kinds) {
-    it(`${JSON.stringify(dtypes)}: near the CPU's in f32`, async () => {
+    onGpu(`${JSON.stringify(dtypes)}: near the CPU's in f32`, async () => {
       const load = (device: string, o: CacheDTypes) =>
         AutoModelForCausalLM.from_pretrained(folder, { dtype: "float32", device, ...o });
       using gpu = await load("cuda", dtypes);
@@ -75,7 +71,7 @@ describe("caches of fewer bits on a GPU", {
       assert(dtypes.state_dtype === undefined || found.bytes < f32.bytes, `${found.bytes} bytes`);
     });
 
-    it(`${JSON.stringify(dtypes)}: the same bits in any cut and batch`, async () => {
+    onGpu(`${JSON.stringify(dtypes)}: the same bits in any cut and batch`, async () => {
       using model = await AutoModelForCausalLM.from_pretrained(
         await randomModel("9b-thin", never),
         { dtype: "bfloat16", device: "cuda", batch_invariant: true, ...dtypes },

@@ -1,18 +1,17 @@
 /** 8-bit floats on a GPU: near the CPU alone and in e4m3 throughout, the same bits in any batch. */
 
-import { describe, it } from "node:test";
+import { describe } from "node:test";
 import { assert, assertEquals } from "@std/assert";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { AutoModelForCausalLM, type BambaForCausalLM } from "../../mod.ts";
 import { randomModel } from "../../bench/lib/random_model.ts";
-import { loadNative } from "../../src/native/ffi.ts";
 import { folder } from "../generation/support.ts";
 import { relativeError } from "../tolerance.ts";
 import { writeEights } from "../weights/eights.ts";
 import { withFolder } from "../weights/support.ts";
+import { onGpu } from "./gpu.ts";
 
-const is_usable = (await loadNative()).info().cuda_status === 0;
 const never = new AbortController().signal;
 const quantization_config = { type: "f8_e4m3" } as const;
 
@@ -37,8 +36,8 @@ async function logitsOf(model: BambaForCausalLM, input_ids: number[][]): Promise
   return await output.logits!.data() as Float32Array;
 }
 
-describe("8-bit floats on a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () => {
-  it("are near the CPU's, a few rows and many", async () => {
+describe("8-bit floats on a GPU", () => {
+  onGpu("are near the CPU's, a few rows and many", async () => {
     using gpu = await loadThin({ device: "cuda" });
     using cpu = await loadThin({ device: "cpu" });
     const matrices = [...gpu.namedParameters()].filter(([name]) => name.includes("_proj"));
@@ -53,7 +52,7 @@ describe("8-bit floats on a GPU", { skip: is_usable ? false : "no GPU", timeout:
     }
   });
 
-  it("take f32 activations where other matrices are f32", async () => {
+  onGpu("take f32 activations where other matrices are f32", async () => {
     const load = (device: string) =>
       AutoModelForCausalLM.from_pretrained(folder, {
         dtype: "float32",
@@ -69,7 +68,7 @@ describe("8-bit floats on a GPU", { skip: is_usable ? false : "no GPU", timeout:
     }
   });
 
-  it("give rows the same bits in any batch when asked to", async () => {
+  onGpu("give rows the same bits in any batch when asked to", async () => {
     using model = await loadThin({ device: "cuda", batch_invariant: true });
     const vocab = model.config.vocab_size;
     const rows = Array.from({ length: 70 }, (_, r) => idsOf(1 + r % 5, r));
@@ -92,7 +91,7 @@ describe("8-bit floats on a GPU", { skip: is_usable ? false : "no GPU", timeout:
     }
   });
 
-  it("run as FP8 checkpoints hold them, or unpacked", () =>
+  onGpu("run as FP8 checkpoints hold them, or unpacked", () =>
     withFolder(async (parent) => {
       const [eights, exact] = [join(parent, "eights"), join(parent, "exact")];
       for (const path of [eights, exact]) mkdirSync(path);

@@ -2,18 +2,17 @@
 
 import { spawnSync } from "node:child_process";
 import process from "node:process";
-import { describe, it } from "node:test";
+import { describe } from "node:test";
 import { fileURLToPath } from "node:url";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { AutoModelForCausalLM, type BambaForCausalLM } from "../../mod.ts";
 import { randomModel } from "../../bench/lib/random_model.ts";
 import type { Buffer } from "../../src/device.ts";
 import { HybridMambaAttentionDynamicCache } from "../../src/modeling/cache.ts";
-import { loadNative } from "../../src/native/ffi.ts";
 import { folder } from "../generation/support.ts";
 import { relativeError, tolerances } from "../tolerance.ts";
+import { onGpu } from "./gpu.ts";
 
-const is_usable = (await loadNative()).info().cuda_status === 0;
 const never = new AbortController().signal;
 const prompt = [[1, 67, 707, 1208, 268]];
 const greedy = { input_ids: prompt, max_new_tokens: 24, do_sample: false };
@@ -63,13 +62,15 @@ async function checkThin(dtype: DType, limit: number): Promise<void> {
   cache!.dispose();
 }
 
-describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () => {
-  it("gives what the CPU gives with the 9B's heads in f32", () =>
-    checkThin("float32", tolerances.float32));
+describe("a GPU", () => {
+  onGpu(
+    "gives what the CPU gives with the 9B's heads in f32",
+    () => checkThin("float32", tolerances.float32),
+  );
 
-  it("gives what the CPU gives with the 9B's heads in bf16", () => checkThin("bfloat16", 3e-2));
+  onGpu("gives what the CPU gives with the 9B's heads in bf16", () => checkThin("bfloat16", 3e-2));
 
-  it("decodes ahead the ids that it decodes step by step", async () => {
+  onGpu("decodes ahead the ids that it decodes step by step", async () => {
     for (const dtype of ["float32", "bfloat16"] as const) {
       using model = await loadThin("cuda", dtype);
       for (const rows of [1, 2, 5, 40]) {
@@ -97,7 +98,7 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     }
   });
 
-  it("draws what the CPU draws, by every rule", async () => {
+  onGpu("draws what the CPU draws, by every rule", async () => {
     using gpu = await load("float32");
     using cpu = await load("float32", "cpu");
     const rules = [
@@ -111,7 +112,7 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     }
   });
 
-  it("continues a cache that a generation left, whatever ended it", async () => {
+  onGpu("continues a cache that a generation left, whatever ended it", async () => {
     using model = await loadThin("cuda", "float32");
     const options = { input_ids: [idsOf(9, 1)], max_new_tokens: 40, pad_token_id: 0 };
     const [free] = await model.generate({ ...options, eos_token_id: null });
@@ -130,7 +131,7 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     }
   });
 
-  it("gives the same bits in every run", async () => {
+  onGpu("gives the same bits in every run", async () => {
     for (const dtype of ["float32", "bfloat16"] as const) {
       using model = await loadThin("cuda", dtype);
       for (const tokens of [1, 5, 70, 600]) {
@@ -141,7 +142,7 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     }
   });
 
-  it("gives rows the same bits in any batch when asked to", async () => {
+  onGpu("gives rows the same bits in any batch when asked to", async () => {
     using model = await AutoModelForCausalLM.from_pretrained(await randomModel("9b-thin", never), {
       dtype: "bfloat16",
       device: "cuda",
@@ -187,7 +188,7 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     }
   });
 
-  it("says how much memory is missing, and goes on", async () => {
+  onGpu("says how much memory is missing, and goes on", async () => {
     using model = await load();
     const { device } = model;
     const before = await model.generate(greedy);
@@ -220,7 +221,7 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     assertEquals(await model.generate(greedy), before);
   });
 
-  it("runs two models at once, each as alone", async () => {
+  onGpu("runs two models at once, each as alone", async () => {
     using a = await load("bfloat16");
     using b = await load("float32");
     const alone = [await a.generate(greedy), await b.generate(greedy)];
@@ -229,7 +230,7 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     }
   });
 
-  it("stops in the middle of a prompt, and goes on", async () => {
+  onGpu("stops in the middle of a prompt, and goes on", async () => {
     using model = await load();
     const before = await model.generate(greedy);
     const { allocated, n_jobs } = model.device.memoryUsage();
@@ -245,15 +246,15 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     assert(model.device.memoryUsage().allocated <= allocated + 2 ** 30);
   });
 
-  it("is lost with a sentence", { skip: process.versions.bun ? false : "written for Bun" }, () => {
+  onGpu("is lost with a sentence", () => {
     const script = fileURLToPath(new URL("lose_gpu.ts", import.meta.url));
     const { stdout, stderr, status } = spawnSync(process.execPath, ["run", script], {
       encoding: "utf8",
     });
     assertEquals([stdout.trim(), status], ["the loss was told", 0], stderr);
-  });
+  }, { skip: process.versions.bun ? false : "written for Bun" });
 
-  it("takes no more memory after a thousand models", { timeout: 300_000 }, async () => {
+  onGpu("takes no more memory after a thousand models", async () => {
     const round = async () => {
       using model = await load();
       await model.generate({ ...greedy, max_new_tokens: 10 });
@@ -267,5 +268,5 @@ describe("a GPU", { skip: is_usable ? false : "no GPU", timeout: 120_000 }, () =
     assert(after.allocated <= before.allocated, `${after.allocated} after ${before.allocated}`);
     const grown = before.available_memory - after.available_memory;
     assert(grown < 2 ** 23, `the card has ${grown} bytes less`);
-  });
+  }, { timeout: 300_000 });
 });

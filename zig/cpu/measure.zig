@@ -53,7 +53,16 @@ const Slot = extern struct {
 
 /// One thread's part of the measurement.
 pub fn run(shared: *Shared, thread: u32) callconv(.c) void {
-    phase(shared, thread, read_rounds, readPart, .wall, &shared.read_rate, &shared.read_median);
+    inline for (.{ readPlain, readAhead }) |part| {
+        var best: f64 = 0;
+        var middle: f64 = 0;
+        phase(shared, thread, read_rounds, part, .wall, &best, &middle);
+        // Those of thread 0 alone are set.
+        if (thread == 0) {
+            shared.read_rate = @max(shared.read_rate, best);
+            shared.read_median = @max(shared.read_median, middle);
+        }
+    }
     phase(shared, thread, fma_rounds, fmaPart, .cpu, &shared.fma_rate, null);
     if (simd.has_avx512bf16)
         phase(shared, thread, fma_rounds, bf16Part, .cpu, &shared.bf16_rate, null);
@@ -141,9 +150,22 @@ fn now(clock: std.c.clockid_t) f64 {
     return @as(f64, @floatFromInt(t.sec)) + @as(f64, @floatFromInt(t.nsec)) * 1e-9;
 }
 
+/// Nothing asked for beforehand, and each line asked for into L2 so many bytes ahead: CPUs differ
+/// in which is faster, and a kernel may do either.
+const readPlain = Read(0).part;
+const readAhead = Read(4096).part;
+
+fn Read(comptime ahead: usize) type {
+    return struct {
+        fn part(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
+            return read(ahead, s, thread, round, slot);
+        }
+    };
+}
+
 /// Reads this thread's share of one part of the memory, in four streams, as the kernels of one row
 /// do. Each round takes the next part.
-fn readPart(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
+fn read(comptime ahead: usize, s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
     const streams = 4;
     const step = 512;
     const parts = @max(1, s.bytes / round_bytes);
@@ -153,6 +175,8 @@ fn readPart(s: *const Shared, thread: u32, round: u32, slot: *Slot) f64 {
     var i: usize = 0;
     while (i < stream) : (i += step) inline for (0..streams) |q| {
         const p = base + q * stream + i;
+        if (ahead > 0) inline for (0..step / 64) |line|
+            @prefetch(p + ahead + line * 64, .{ .locality = 2 });
         inline for (0..step / (4 * L)) |l| bits[l % 8] |= simd.ld(U, p + l * 4 * L);
     };
     var all: U = @splat(0);

@@ -120,15 +120,21 @@ async function writeWeights(path: string, entries: readonly Entry[], signal: Abo
   }
 }
 
+const benches = fileURLToPath(new URL("../../.tools/bench", import.meta.url));
+
 /**
  * The folder of the model, made now if it is not there; the weights are bf16.
  *
  * @param name of a shape
+ * @param parent folder in which the model's own is kept
  * @throws {RangeError} for an unknown shape
  */
-export async function randomModel(name: string, signal: AbortSignal): Promise<string> {
+export async function randomModel(
+  name: string,
+  signal: AbortSignal,
+  parent = benches,
+): Promise<string> {
   const shape = findShape(name);
-  const parent = fileURLToPath(new URL("../../.tools/bench", import.meta.url));
   const folder = join(parent, `${name}-${revision}`);
   if (existsSync(folder)) return folder;
   const entries = entriesOf(shape);
@@ -136,7 +142,9 @@ export async function randomModel(name: string, signal: AbortSignal): Promise<st
   const unfinished = `${folder}.${process.pid}`;
   try {
     await mkdir(unfinished, { recursive: true });
-    console.error(`Writing random weights of the shape ${name} once, into .tools/bench.`);
+    if (parent === benches) {
+      console.error(`Writing random weights of the shape ${name} once, into .tools/bench.`);
+    }
     await writeWeights(join(unfinished, "model.safetensors"), entries, signal);
     const config = {
       architectures: ["BambaForCausalLM"],

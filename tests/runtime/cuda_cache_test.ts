@@ -7,7 +7,7 @@ import { randomModel } from "../../bench/lib/random_model.ts";
 import type { CacheDTypes } from "../../src/modeling/cache_dtypes.ts";
 import { folder } from "../generation/support.ts";
 import { relativeError } from "../tolerance.ts";
-import { onGpu } from "./gpu.ts";
+import { idsOf, onGpu } from "./gpu.ts";
 
 const never = new AbortController().signal;
 const vocab_thin = 1024;
@@ -19,9 +19,6 @@ const kinds: CacheDTypes[] = [
   { cache_dtype: "float32", state_dtype: "float16" },
   { cache_dtype: "bfloat16", state_dtype: "bfloat16" },
 ];
-
-const idsOf = (count: number, seed: number) =>
-  Array.from({ length: count }, (_, i) => 3 + (i * 7919 + seed * 104729) % 1000);
 
 /** Logits of a row in parts that end at `cuts`, and what the cache then holds of layers 0 and 1. */
 async function inParts(model: BambaForCausalLM, ids: number[], cuts: number[]) {

@@ -4,13 +4,13 @@ import { describe } from "node:test";
 import { assert, assertEquals } from "@std/assert";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { AutoModelForCausalLM, type BambaForCausalLM } from "../../mod.ts";
+import { AutoModelForCausalLM } from "../../mod.ts";
 import { randomModel } from "../../bench/lib/random_model.ts";
 import { folder } from "../generation/support.ts";
 import { relativeError } from "../tolerance.ts";
 import { writeEights } from "../weights/eights.ts";
 import { withFolder } from "../weights/support.ts";
-import { onGpu } from "./gpu.ts";
+import { idsOf, logitsOf, onGpu } from "./gpu.ts";
 
 const never = new AbortController().signal;
 const quantization_config = { type: "f8_e4m3" } as const;
@@ -27,14 +27,6 @@ const loadThin = async (o: Record<string, unknown>) =>
     quantization_config,
     ...o,
   });
-
-const idsOf = (count: number, seed: number) =>
-  Array.from({ length: count }, (_, i) => 3 + (i * 7919 + seed * 104729) % 1000);
-
-async function logitsOf(model: BambaForCausalLM, input_ids: number[][]): Promise<Float32Array> {
-  using output = await model.call({ input_ids, use_cache: false });
-  return await output.logits!.data() as Float32Array;
-}
 
 describe("8-bit floats on a GPU", () => {
   onGpu("are near the CPU's, a few rows and many", async () => {

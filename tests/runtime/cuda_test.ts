@@ -5,13 +5,13 @@ import process from "node:process";
 import { describe } from "node:test";
 import { fileURLToPath } from "node:url";
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { AutoModelForCausalLM, type BambaForCausalLM } from "../../mod.ts";
+import { AutoModelForCausalLM } from "../../mod.ts";
 import { randomModel } from "../../bench/lib/random_model.ts";
 import type { Buffer } from "../../src/device.ts";
 import { HybridMambaAttentionDynamicCache } from "../../src/modeling/cache.ts";
 import { folder } from "../generation/support.ts";
 import { relativeError, tolerances } from "../tolerance.ts";
-import { onGpu } from "./gpu.ts";
+import { idsOf, logitsOf, onGpu } from "./gpu.ts";
 
 const never = new AbortController().signal;
 const prompt = [[1, 67, 707, 1208, 268]];
@@ -26,14 +26,6 @@ const loadThin = async (device: string, dtype: DType = "bfloat16") =>
     dtype,
     device,
   });
-
-const idsOf = (count: number, seed: number) =>
-  Array.from({ length: count }, (_, i) => 3 + (i * 7919 + seed * 104729) % 1000);
-
-async function logitsOf(model: BambaForCausalLM, input_ids: number[][]): Promise<Float32Array> {
-  using output = await model.call({ input_ids, use_cache: false });
-  return await output.logits!.data() as Float32Array;
-}
 
 async function checkThin(dtype: DType, limit: number): Promise<void> {
   using gpu = await loadThin("cuda", dtype);

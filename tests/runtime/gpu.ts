@@ -1,6 +1,7 @@
-/** Tests that need a GPU: elsewhere each of them is reported as skipped, by both runtimes. */
+/** What tests of a GPU share: elsewhere each of them is reported as skipped, by both runtimes. */
 
 import { it } from "node:test";
+import type { BambaForCausalLM } from "../../mod.ts";
 import { loadNative } from "../../src/native/ffi.ts";
 
 const is_usable = (await loadNative()).info().cuda_status === 0;
@@ -21,4 +22,17 @@ export function onGpu(
     { timeout: 120_000, ...options, skip: is_usable ? options.skip ?? false : "no GPU" },
     test,
   );
+}
+
+/** A row of made-up ids that any model here knows. */
+export const idsOf = (count: number, seed: number) =>
+  Array.from({ length: count }, (_, i) => 3 + (i * 7919 + seed * 104729) % 1000);
+
+/** Logits of whole rows, without a cache. */
+export async function logitsOf(
+  model: BambaForCausalLM,
+  input_ids: number[][],
+): Promise<Float32Array> {
+  using output = await model.call({ input_ids, use_cache: false });
+  return await output.logits!.data() as Float32Array;
 }

@@ -5,6 +5,7 @@ const block = @import("../cpu/block.zig");
 const command = @import("command");
 const decode_file = @import("linear_decode.zig");
 const k = @import("kernel.zig");
+const shared = @import("linear_plain.zig");
 const order = @import("blocks.zig");
 const products = @import("chain_products.zig");
 const sm90 = @import("linear_sm90.zig");
@@ -142,36 +143,10 @@ pub fn gemm(p: sm90.Product, s: *Stream) void {
     }
 }
 
-const PlainArgs = extern struct {
-    x: ?[*]u8,
-    w: ?[*]u8,
-    bias: ?[*]u8,
-    residual: ?[*]u8,
-    out: ?[*]u8,
-    m: i32,
-    n: i32,
-    k: i32,
-    x_stride: i32,
-    residual_stride: i32,
-    out_stride: i32,
-};
-
 /// Any rows, card and dtypes.
 pub fn plain(t: *const Task, s: *Stream) void {
-    const a: PlainArgs = .{
-        .x = k.at(t, 0),
-        .w = k.at(t, 1),
-        .bias = k.at(t, 2),
-        .residual = k.at(t, 3),
-        .out = k.at(t, 4),
-        .m = @intCast(k.rows(t, 0)),
-        .n = k.cols(t, 4),
-        .k = k.cols(t, 0),
-        .x_stride = k.stride(t, 0),
-        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
-        .out_stride = k.stride(t, 4),
-    };
-    const grid = [3]u32{ k.blocks(t.cols(4), 64), k.blocks(k.rows(t, 0), 64), 1 };
+    const a = shared.argsOf(t);
+    const grid = shared.grid(t);
     switch (k.dtype(t, 1)) {
         inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |d| {
             const stem = "blocks";

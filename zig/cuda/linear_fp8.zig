@@ -8,6 +8,7 @@ const std = @import("std");
 const command = @import("command");
 const decode_file = @import("linear_decode.zig");
 const k = @import("kernel.zig");
+const shared = @import("linear_plain.zig");
 const Args = decode_file.Args;
 const Extra = k.Extra;
 const Stream = k.Stream;
@@ -281,36 +282,10 @@ pub fn product(
     s.launch(stem, "gemm_128_e4m3", grid, 384, args, extra);
 }
 
-const PlainArgs = extern struct {
-    x: ?[*]u8,
-    w: ?[*]u8,
-    bias: ?[*]u8,
-    residual: ?[*]u8,
-    out: ?[*]u8,
-    m: i32,
-    n: i32,
-    k: i32,
-    x_stride: i32,
-    residual_stride: i32,
-    out_stride: i32,
-};
-
 /// Any rows, card and dtypes.
 pub fn plain(t: *const Task, s: *Stream) void {
-    const a: PlainArgs = .{
-        .x = k.at(t, 0),
-        .w = k.at(t, 1),
-        .bias = k.at(t, 2),
-        .residual = k.at(t, 3),
-        .out = k.at(t, 4),
-        .m = @intCast(k.rows(t, 0)),
-        .n = k.cols(t, 4),
-        .k = k.cols(t, 0),
-        .x_stride = k.stride(t, 0),
-        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
-        .out_stride = k.stride(t, 4),
-    };
-    const grid = [3]u32{ k.blocks(t.cols(4), 64), k.blocks(k.rows(t, 0), 64), 1 };
+    const a = shared.argsOf(t);
+    const grid = shared.grid(t);
     const stem = "linear_fp8";
     if (k.dtype(t, 0) == .f32) return s.launch(stem, "fp8_linear_f32_f32", grid, 256, .{a}, .{});
     if (k.dtype(t, 4) == .f32) return s.launch(stem, "fp8_linear_bf16_f32", grid, 256, .{a}, .{});

@@ -34,7 +34,6 @@ export function prefillChunk(
  */
 export async function callModel(runtime: ModelRuntime, inputs: CallInputs): Promise<ModelOutput> {
   const call = await checkCall(runtime, inputs);
-  inputs.signal?.throwIfAborted();
   const { cache, batch } = call;
   const given = inputs.past_key_values !== undefined;
   const results = new Results(runtime, call);

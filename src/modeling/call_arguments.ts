@@ -37,6 +37,7 @@ export async function checkCall(runtime: ModelRuntime, inputs: CallInputs): Prom
   if (labels && kept_columns.length !== columns) {
     throw new RangeError("Expected logits_to_keep to be 0 with labels: the loss needs all logits");
   }
+  inputs.signal?.throwIfAborted(); // before there is a cache to give back
   const { device, layout } = runtime;
   const cache = given ??
     new HybridMambaAttentionDynamicCache(device, layout, batch.sequences.length);

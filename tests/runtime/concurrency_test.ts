@@ -16,9 +16,11 @@ describe("a running generation", () => {
     setTimeout(() => controller.abort(new Error("enough")), 20);
     const error = await assertRejects(() => running, Error);
     assertEquals(error.message, "enough");
+    const { n_buffers } = model.device.memoryUsage();
     const aborted = AbortSignal.abort(new Error("before"));
     await assertRejects(() => model.generate({ ...long, signal: aborted }), Error, "before");
     await assertRejects(() => model.call({ ...one, signal: aborted }), Error, "before");
+    assertEquals(model.device.memoryUsage().n_buffers, n_buffers);
     const [ids] = await model.generate({ ...one, max_new_tokens: 4 });
     assertEquals(ids.length, one.input_ids[0].length + 4);
   });

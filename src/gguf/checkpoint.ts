@@ -2,14 +2,16 @@
 
 import { existsSync } from "node:fs";
 import { Checkpoint, type TensorPlace, type TensorTransform } from "../weights/checkpoint.ts";
+import { firstBytes } from "../weights/safetensors.ts";
 import { configFields, rotaryShape } from "./config.ts";
 import { fromGguf } from "./names.ts";
 import { type GgufHeader, type GgufTensor, readGgufHeader } from "./reader.ts";
 import { Values } from "./values.ts";
 
-/** Whether a path names a GGUF file. */
+/** Whether a path names a GGUF file: by its suffix or, under any other name, by its first bytes. */
 export function isGguf(path: string): boolean {
-  return /\.gguf$/i.test(path);
+  if (/\.gguf$/i.test(path)) return true;
+  return new TextDecoder().decode(firstBytes(path, 4)) === "GGUF";
 }
 
 /** Paths of all parts of a split file, given any of them. */

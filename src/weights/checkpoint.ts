@@ -6,7 +6,7 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { isJsonObject, parseJson } from "./json.ts";
-import { readSafetensorsHeader } from "./safetensors.ts";
+import { looksLikeSafetensors, readSafetensorsHeader } from "./safetensors.ts";
 
 /** How a stored tensor differs from HF's: undone while it is loaded. */
 export interface TensorTransform {
@@ -77,6 +77,7 @@ export class Checkpoint {
     if (path.endsWith(".index.json")) return Checkpoint.fromIndex(path, path);
     const found = statSync(path, { throwIfNoEntry: false });
     if (!found?.isDirectory()) {
+      if (looksLikeSafetensors(path)) return Checkpoint.fromFiles(path, [path]);
       throw new Error(
         "Expected a folder with a checkpoint, or a .safetensors or .gguf file, but found " +
           `${found ? "another file" : "nothing"} at "${path}"`,

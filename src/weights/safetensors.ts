@@ -69,6 +69,27 @@ export function readSafetensorsHeader(path: string): SafetensorsHeader {
   }
 }
 
+/** Whether a path that does not end in .safetensors is a file which begins like one. */
+export function looksLikeSafetensors(path: string): boolean {
+  const begin = firstBytes(path, 9);
+  if (begin.length < 9) return false;
+  const prefix = new DataView(begin.buffer);
+  const length = prefix.getUint32(0, true) + prefix.getUint32(4, true) * 2 ** 32;
+  return length <= header_bytes_max && begin[8] === "{".charCodeAt(0);
+}
+
+/** A regular file's first bytes, or as many as it has; none of anything else. */
+export function firstBytes(path: string, count: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(count);
+  if (!statSync(path, { throwIfNoEntry: false })?.isFile()) return bytes.subarray(0, 0);
+  const file = openSync(path, "r");
+  try {
+    return bytes.subarray(0, readSync(file, bytes, 0, count, 0));
+  } finally {
+    closeSync(file);
+  }
+}
+
 /** The header's bytes as text. A file that is no regular file is not opened: it could block. */
 function readHeaderText(path: string): { text: Uint8Array; fileBytes: number } {
   const found = statSync(path);

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { readdirSync, writeFileSync } from "node:fs";
+import { copyFileSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { tiny_path } from "../gguf/support.ts";
@@ -31,6 +31,20 @@ describe("inspect", () => {
     const short = await cli(["inspect", model_folder, "--tensors", "2"]);
     assertMatch(short.stdout, / {2}and 87 more\n/);
   });
+
+  it("knows both kinds under any name", () =>
+    withFolder(async (folder) => {
+      const kinds = [["GGUF", tiny_path], [
+        "safetensors",
+        join(model_folder, "model.safetensors"),
+      ]];
+      for (const [format, from] of kinds) {
+        const path = join(folder, `sha256-${format}`);
+        copyFileSync(from, path);
+        const { stdout } = await cli(["inspect", path, "--json"]);
+        assertEquals(JSON.parse(stdout).format, format);
+      }
+    }));
 
   it("tells a file of another kind from none", () =>
     withFolder(async (folder) => {

@@ -71,7 +71,8 @@ describe("the native library", () => {
     }));
 
   it("is named when it is somebody else's", async () => {
-    const folders = ["/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/usr/lib"];
+    const debian = `/lib/${process.arch === "arm64" ? "aarch64" : "x86_64"}-linux-gnu`;
+    const folders = [debian, "/lib64", "/usr/lib64", "/usr/lib"];
     const other = folders.map((folder) => join(folder, "libm.so.6")).find((p) => existsSync(p));
     if (other === undefined) return console.log("skipped: there is no libm.so.6");
     if (!mayLoad(other)) return;

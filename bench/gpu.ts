@@ -1,6 +1,7 @@
 /**
  * How fast is the library on one GPU? Whole tokens decoded and prompts read through the public calls,
- * each beside the machine's peaks of the same run; then where the time goes, launch by launch.
+ * each beside the machine's peaks of the same run; then where the time goes, launch by launch. Its
+ * parts for `--only`: plain, batch_invariant, f8_e4m3, state_dtype, q8_0, q4_k_m, cuBLAS.
  */
 
 import type { BenchOptions, BenchWeights } from "../src/cli/bench.ts";
@@ -60,14 +61,18 @@ export async function run(options: BenchOptions): Promise<void> {
     share_link: rounded(bytes / load_s / peaks.link_bytes_s),
   });
   const setting: Setting = { model, shape, peaks, signal, line };
-  await measureAll(setting);
+  const wants = (part: string) => part.includes(options.only ?? "");
+  if (wants("plain")) await measureAll(setting);
   subject[Symbol.dispose]();
-  await invariantLines(options, setting);
-  await eightLines(options, setting);
-  await stateLines(options, setting);
-  for (const type of ["q8_0", "q4_k_m"] as const) await blockLine(options, setting, type);
+  if (wants("batch_invariant")) await invariantLines(options, setting);
+  if (wants("f8_e4m3")) await eightLines(options, setting);
+  if (wants("state_dtype")) await stateLines(options, setting);
+  for (const type of ["q8_0", "q4_k_m"] as const) {
+    if (wants(type)) await blockLine(options, setting, type);
+  }
   await line({ what: "peaks", when: "at the end", ...tera(await context.measure(signal)) });
-  for (const found of gemmPeers()) await line(found);
+  for (const found of wants("cuBLAS") ? gemmPeers() : []) await line(found);
+  await line({ what: "took", s: rounded((performance.now() - began) / 1e3) });
 }
 
 async function measureAll(setting: Setting): Promise<void> {

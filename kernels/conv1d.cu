@@ -4,14 +4,19 @@
 //   a sequence's start come from conv_state where past_len > 0, else they are zeros. W <= 4, C a multiple
 //   of 4, rows of 8-byte multiples. seq_of_token, seq_start, past_len and slots as in the step buffer.
 //   conv_state f32 [slot][W][C] keeps the last W inputs: position p at entry p mod W (see ssm_update.cu).
-//   `conv1d_state` must run after `conv1d` (it overwrites what conv1d reads): one thread a channel.
+//   `conv1d_state` must run after `conv1d` (it overwrites what conv1d reads): one thread a channel. With `keeps`,
+//   where no sequence has a past, conv1d does that, too.
 //
 // Bytes: T*C*2 in, T*C*2 out. Floor: that over the copy bandwidth.
 // Ideas: - a thread owns 4 neighbouring channels (few registers, many threads) and slides a window of W inputs in
 //          registers over RUN tokens: each input is read once, but for W - 1 of RUN from L2;
 //        - inputs of the next 8 tokens are in flight while 8 are computed, the first before edges are known;
-//        - sequence edges cost one comparison a token; the window is reloaded only there.
-// Launch: conv1d 128 threads, grid (ceil(C/512), ceil(T/32)); conv1d_state 256, (ceil(C/256), sequences);
+//        - sequence edges cost one comparison in 8 tokens; the window is reloaded only there;
+//        - threads are dealt out over channels and runs as one row, so that no block is partly idle.
+// Reached on an H200, of the copy bandwidth: 8192 tokens 0.94, 2048 0.79, 512 0.52 (before: blocks of 512 channels and
+//   32 tokens, 0.88, 0.70, 0.47). Tried: runs of 32 and 64 tokens 0.93 and 0.91 (2048: 0.72 and 0.75); 4 tokens ahead and
+//   32 warps instead of 24 0.92 (0.79).
+// Launch: conv1d 128 threads, grid (ceil(C / 4 * ceil(T/16) / 128)); conv1d_state 256, (ceil(C/256), sequences);
 //   conv1d_update 256, (ceil(C/256), batch).
 #include "common.cuh"
 
@@ -28,9 +33,12 @@ struct ConvArgs {
     const uint32_t* rows_ptr;  // null: rows
     long long slot_stride;     // floats
     int rows, channels, x_stride, out_stride, activation;
+    int width;  // for the plain twin
+    int sequences;
+    int keeps;  // conv1d writes the state, too: no sequence has a past, which other blocks might still read
 };
 
-constexpr int RUN = 32, AHEAD = 8;
+constexpr int RUN = 16, AHEAD = 8;
 
 // The input k = 1, 2, 3 positions before the first row of sequence s, four channels.
 DEVICE void before_start(const ConvArgs& a, int s, int k, int width, int c, float* v) {
@@ -46,21 +54,39 @@ DEVICE uint2 load4_cg(const bf16* p) {
 }
 DEVICE void unpack4(uint2 w, float* v) { v[0] = bf_lo(w.x), v[1] = bf_hi(w.x), v[2] = bf_lo(w.y), v[3] = bf_hi(w.y); }
 
-template <int W> DEVICE void conv1d(const ConvArgs& a) {
-    const int c = (blockIdx.x * 128 + threadIdx.x) * 4, t0 = blockIdx.y * RUN;
-    float w[W][4], bias[4], win[W - 1][4];
-    if (c < a.channels) {
+// The state of sequences that began with this run: its rows among the last W, and zeros where there are fewer.
+template <int W> DEVICE void keep_state(const ConvArgs& a, int seq, int t0, int end, int c) {
+    for (int s = seq; s < a.sequences && (int)a.seq_start[s] < end; s++) {
+        const int begin = a.seq_start[s], stop = a.seq_start[s + 1];
+        if (begin == stop) continue;
+        float* p = a.state + a.slots[s] * a.slot_stride + c;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            bias[i] = a.bias ? a.bias[c + i] : 0.0f;
-#pragma unroll
-            for (int j = 0; j < W; j++) w[j][i] = a.w[(c + i) * W + j];
+        for (int k = 1; k <= W; k++) {
+            const int row = stop - k;
+            float v[4] = {0, 0, 0, 0};
+            if (row >= begin ? row < t0 || row >= end : begin < t0) continue;  // another's
+            if (row >= begin) unpack4(load4_cg(a.x + (size_t)row * a.x_stride + c), v);
+            *(float4*)(p + (size_t)((stop - begin - k + W) % W) * a.channels) = make_float4(v[0], v[1], v[2], v[3]);
         }
+    }
+}
+
+template <int W> DEVICE void conv1d(const ConvArgs& a) {
+    const int quads = a.channels / 4, index = blockIdx.x * 128 + threadIdx.x;
+    const int c = index % quads * 4, t0 = index / quads * RUN;
+    float w[W][4], bias[4], win[W - 1][4], flat[4 * W];
+#pragma unroll
+    for (int j = 0; j < W; j++) *(float4*)(flat + 4 * j) = __ldg((const float4*)(a.w + (size_t)c * W) + j);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        bias[i] = a.bias ? a.bias[c + i] : 0.0f;
+#pragma unroll
+        for (int j = 0; j < W; j++) w[j][i] = flat[i * W + j];
     }
     pdl_wait();
     pdl_launch();
     const int rows = a.rows_ptr ? (int)*a.rows_ptr : a.rows, end = min(t0 + RUN, rows);
-    if (c >= a.channels || t0 >= rows) return;
+    if (t0 >= rows) return;
     const bf16* x = a.x + c;
     uint2 in[AHEAD], early[W - 1];  // asked for before the edges are known
 #pragma unroll
@@ -69,12 +95,39 @@ template <int W> DEVICE void conv1d(const ConvArgs& a) {
 #pragma unroll
     for (int k = 1; k < W; k++) early[k - 1] = t0 >= k ? load4_cg(x + (size_t)(t0 - k) * a.x_stride) : make_uint2(0, 0);
     int seq = a.seq_of_token[t0], start = a.seq_start[seq], next = a.seq_start[seq + 1];
+    const int first = seq;
 #pragma unroll
     for (int k = 1; k < W; k++) {
         if (t0 - k >= start) unpack4(early[k - 1], win[W - 1 - k]);
         else before_start(a, seq, k - (t0 - start), W, c, win[W - 1 - k]);
     }
+    const bf16* ahead = x + (size_t)(t0 + AHEAD) * a.x_stride;
+    bf16* out = a.out + (size_t)t0 * a.out_stride + c;
+    auto token = [&](int t, int i) {
+        float v[4], y[4];
+        unpack4(in[i], v);
+        if (t + AHEAD + i < end) in[i] = load4_cg(ahead);
+        ahead += a.x_stride;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            float s = bias[e];
+#pragma unroll
+            for (int j = 0; j < W - 1; j++) s += w[j][e] * win[j][e];
+            s += w[W - 1][e] * v[e];
+            y[e] = a.activation ? silu(s) : s;
+#pragma unroll
+            for (int j = 0; j + 1 < W - 1; j++) win[j][e] = win[j + 1][e];
+            win[W - 2][e] = v[e];
+        }
+        *(uint2*)out = make_uint2(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
+        out += a.out_stride;
+    };
     for (int t = t0; t < end; t += AHEAD) {
+        if (t + AHEAD <= min(end, next)) {  // no edge among these
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) token(t, i);
+            continue;
+        }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             if (t + i >= end) break;
@@ -85,23 +138,10 @@ template <int W> DEVICE void conv1d(const ConvArgs& a) {
 #pragma unroll
                 for (int k = 1; k < W; k++) before_start(a, seq, k, W, c, win[W - 1 - k]);
             }
-            float v[4], y[4];
-            unpack4(in[i], v);
-            if (t + AHEAD + i < end) in[i] = load4_cg(x + (size_t)(t + AHEAD + i) * a.x_stride);
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                float s = bias[e];
-#pragma unroll
-                for (int j = 0; j < W - 1; j++) s += w[j][e] * win[j][e];
-                s += w[W - 1][e] * v[e];
-                y[e] = a.activation ? silu(s) : s;
-#pragma unroll
-                for (int j = 0; j + 1 < W - 1; j++) win[j][e] = win[j + 1][e];
-                win[W - 2][e] = v[e];
-            }
-            *(uint2*)(a.out + (size_t)(t + i) * a.out_stride + c) = make_uint2(pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
+            token(t, i);
         }
     }
+    if (a.keeps) keep_state<W>(a, first, t0, end, c);
 }
 
 template <int W> DEVICE void conv1d_state(const ConvArgs& a) {

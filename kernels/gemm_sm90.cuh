@@ -9,6 +9,8 @@ struct GemmArgs {
     const uint32_t* rows_ptr;   // null: m
     int m, n, k;                // swiglu: n counts outputs
     int residual_stride;
+    bf16* out;                  // for tiles whose outputs are no multiple of 64 columns: they are stored without a map
+    int out_stride;
 };
 struct Fp8Args {
     GemmArgs of;
@@ -54,7 +56,7 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
     pdl_wait();
     pdl_launch();
     const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m;
-    constexpr int TILE_N = SWIGLU ? BN / 2 : BN;
+    constexpr int TILE_N = SWIGLU ? BN / 2 : BN, PART = TILE_N % 64 ? 56 : 64;  // columns stored at a time
     Walk walk;
     walk.pairs = (m + 2 * BM - 1) / (2 * BM), walk.cols = (a.n + TILE_N - 1) / TILE_N;
     walk.total = walk.pairs * walk.cols;
@@ -111,6 +113,7 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
                     if (FP8) BN == 256 ? wgmma_n256_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > 0)
                                        : wgmma_n128_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > 0);
                     else if (BN == 256) wgmma_n256_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
+                    else if (BN == 224) wgmma_n224_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
                     else wgmma_n128_ss<0>(acc, at + 2 * j, bt + 2 * j, PARTS || k + j > 0);
                 wgmma_commit();
                 wgmma_wait<1>();
@@ -139,16 +142,16 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
             float sx[2] = {1, 1};
             if constexpr (FP8) sx[0] = i0 < m ? args.x_scale[i0] : 0, sx[1] = i0 + 8 < m ? args.x_scale[i0 + 8] : 0;
 #pragma unroll
-            for (int q = 0; q < TILE_N / 64; q++) {
-                const int col0 = col * TILE_N + q * 64;
+            for (int q = 0; q < TILE_N / PART; q++) {
+                const int col0 = col * TILE_N + q * PART;
                 const uint32_t buf = out + turn * OUT_BYTES;
                 turn ^= 1;
-                if (tid == 0) tma_wait_read<1>();  // the store that used this buffer before has read it
+                if (PART == 64 && tid == 0) tma_wait_read<1>();  // the store that used this buffer before has read it
                 named_sync(1 + which, 128);
                 float v[32];
 #pragma unroll
-                for (int n = 0; n < 8; n++) {
-                    const int c = col0 + 8 * n + 2 * t, r = 4 * (8 * q + n);
+                for (int n = 0; n < PART / 8; n++) {
+                    const int c = col0 + 8 * n + 2 * t, r = 4 * (PART / 8 * q + n);
                     float b0 = 0, b1 = 0;
                     if (a.bias && c < a.n) b0 = a.bias[c], b1 = a.bias[c + 1];
 #pragma unroll
@@ -173,15 +176,26 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
                 }
                 const int row = 16 * warp + (mat & 1) * 8 + r8;
 #pragma unroll
-                for (int n = 0; n < 8; n += 2)
-                    stmatrix4(buf + row * 128 + (((n + (mat >> 1)) ^ r8) << 4), pack_bf16(v[4 * n], v[4 * n + 1]),
-                              pack_bf16(v[4 * n + 2], v[4 * n + 3]), pack_bf16(v[4 * n + 4], v[4 * n + 5]),
-                              pack_bf16(v[4 * n + 6], v[4 * n + 7]));
-                fence_async_smem();
+                for (int n = 0; n < PART / 8; n += 2) {
+                    const int other = n + 1 < PART / 8 ? n + 1 : n;  // an odd one is written twice
+                    stmatrix4(buf + row * 128 + (((n + (mat >> 1) * (other - n)) ^ r8) << 4),
+                              pack_bf16(v[4 * n], v[4 * n + 1]), pack_bf16(v[4 * n + 2], v[4 * n + 3]),
+                              pack_bf16(v[4 * other], v[4 * other + 1]), pack_bf16(v[4 * other + 2], v[4 * other + 3]));
+                }
+                if (PART == 64) fence_async_smem();
                 named_sync(1 + which, 128);
-                if (tid == 0) {
-                    if (row0 < m && col0 < a.n) tma_store(mo, buf, col0, row0);
-                    tma_commit();
+                if (PART == 64) {
+                    if (tid == 0) {
+                        if (row0 < m && col0 < a.n) tma_store(mo, buf, col0, row0);
+                        tma_commit();
+                    }
+                } else {
+#pragma unroll
+                    for (int i = tid; i < 64 * (PART / 8); i += 128) {
+                        const int row = i / (PART / 8), piece = i % (PART / 8), c = col0 + piece * 8;
+                        const uint4 o = lds128(buf + row * 128 + ((piece ^ (row & 7)) << 4));
+                        if (row0 + row < m && c < a.n) *(uint4*)(a.out + (size_t)(row0 + row) * a.out_stride + c) = o;
+                    }
                 }
             }
         }

@@ -23,7 +23,10 @@
 //          0.89 of the wide tile's rate, where that kernel in tiles of 128 rows had 0.55.
 // Launch: 384 threads, cluster 2, grid 2 * min(66, pairs of tiles), dynamic smem GEMM_SMEM = 230656.
 //   Tensor maps bf16, 128-byte swizzle: x box 64 x 128 rows, W and W2 box 64 x (tile / 2) rows, out 64 x 64.
-//   The number in a name is the tile's columns: 128 where 256 would leave clusters without work.
+//   The number in a name is the tile's columns: 128 where 256 would leave clusters without work; SwiGLU 224 where its
+//   rounds of tiles end sooner: 14336 outputs of 512 rows take four rounds of either (H200: 201 -> 179 us).
+// Tried without gain: residuals asked for before the last products end (and into L2 at a tile's start), down and
+//   out_proj within 2 % either way.
 #include "gemm_sm90.cuh"
 
 #if HOPPER
@@ -44,6 +47,7 @@
 GEMM(gemm_256_sm90_bf16, 256, false, false)
 GEMM(gemm_128_sm90_bf16, 128, false, false)
 GEMM(gemm_swiglu_256_sm90_bf16, 256, true, false)
+GEMM(gemm_swiglu_224_sm90_bf16, 224, true, false)
 GEMM(gemm_swiglu_128_sm90_bf16, 128, true, false)
 // The bits of linear_batch_sm90.cu for any number of rows: k in four parts, each added up from zero.
 GEMM(gemm_parts_sm90_bf16, 128, false, true)

@@ -11,23 +11,22 @@
 //   Sums, decays and the carried state are f32; products take bf16 (x, B, C, masked scores, the state
 //   that a chunk starts from).
 //
-// Work: 57 kFLOP a token and head; bytes: x and y once, B and C once per cluster through L2
+// Work: 57 kFLOP a token and head; bytes: x and y once, B and C once a head through L2
 //   (floor at 9B's shape 33.5 KB a token).
 // Ideas: - one block walks one head through its sequence, the state stays in registers: no intermediate
 //          tensor is written, five kernels of the usual chain become one;
 //        - roles: two warpgroups compute outputs of alternate chunks, a third carries the state and
-//          publishes it as bf16 in shared memory, one warp copies (TMA, four stages), three warps
-//          make dt, its cumulative sum and the decays of chunks in turn;
+//          publishes it as bf16 in shared memory, four warps bring a stage each: they copy (TMA) and
+//          make dt, its cumulative sum and the decays;
 //        - C B^T, C H, M X and x B all on wgmma; M (D on its diagonal) and the weighted x^T go in
 //          from registers; an exponential per element only in the 16 x 16 blocks on the diagonal;
 //        - one smem tile of B serves both as K-major (scores) and MN-major (state) operand;
-//        - blocks of a cluster are neighbouring heads: each copies its part of B and C to all of them.
-// compute-sanitizer's racecheck reports this kernel: writes of dt_warp and clearing of rows of others against reads
-//   behind the mbarriers FULL and EMPTY. One lane arrives there for its warp, behind a __syncwarp; racecheck counts
-//   the arriving lane's accesses as ordered (of 4096 pairs it names 3968, those of the 31 other lanes), PTX all of
-//   them. memcheck is clean.
-// Launch: 512 threads, grid (heads, sequences), cluster (1, 2 or 4 by name), dynamic smem SSD_SMEM = 220416.
-//   Heads of one cluster must share a group. Tensor maps: bf16, box 64 columns x 64 rows, 128-byte swizzle.
+// Tried: clusters of 2 and 4 heads that share copies of B and C, no faster and twice as slow; the gate and the squares
+//   of the norm behind the scan in here: bench/results/README.md.
+// All 32 lanes arrive at FULL and EMPTY, though one behind a __syncwarp would do: compute-sanitizer's racecheck counts
+//   as ordered only what the arriving lane did.
+// Launch: 512 threads, grid (heads, sequences), dynamic smem SSD_SMEM = 220416.
+//   Tensor maps: bf16, box 64 columns x 64 rows, 128-byte swizzle.
 #include "hopper.cuh"
 
 struct SsdArgs {
@@ -52,8 +51,6 @@ constexpr int OFF_H = STAGES * STAGE_BYTES, OFF_Y = OFF_H + 4 * HALF, OFF_V = OF
 constexpr int V_BYTES = 6 * Q * 4, OFF_BAR = OFF_V + STAGES * V_BYTES;
 constexpr int FULL = 0, EMPTY = 8 * STAGES, HFULL = 16 * STAGES, HEMPTY = HFULL + 16;
 
-constexpr int DT_WARPS = 3;
-
 // Per token of a chunk, in the shared memory of a stage, rows of 64 floats. CUM: running sum of dt A log2 e;
 // EXP_CUM: 2^CUM; WEIGHT: dt times the decay to the chunk's end; LEFT (96 floats): for the warp of rows
 // 16w.. (w = 1, 2, 3), at 8 w (w - 1), dt of token j < 16 w times its decay to row 16 w.
@@ -66,12 +63,24 @@ struct Chunks {
     DEVICE_MEMBER int hi(int c) const { return min(Q, off + len - c * Q); }
 };
 
-// dt, its running sum (times log2 e), and the decays of every DT_WARPS-th chunk, by one warp. The chain of
-// one chunk is long (softplus, a scan of shuffles), chunks are independent: several warps take turns.
-DEVICE void dt_warp(const SsdArgs& a, const Chunks& ch, uint8_t* smem, uint32_t bars, int head, int which) {
-    const int lane = threadIdx.x & 31, i = 2 * lane;
+// One warp brings a stage's chunks: copies x, B and C, and makes dt, its running sum (times log2 e) and the decays. The
+// chain of one chunk is long (softplus, a scan of shuffles), chunks are independent: a warp for each stage. It must be
+// the stage's own: a warp that met a stage only now and then would take the phase before last for the last.
+DEVICE void stage_warp(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap* mc, const SsdArgs& a,
+                       const Chunks& ch, uint32_t smem, uint8_t* generic, uint32_t bars, int head, int st) {
+    const int lane = threadIdx.x & 31, i = 2 * lane, group = head / (a.heads / a.groups);
     const float slope = -__expf(a.a_log[head]) * LOG2E, bias = a.dt_bias[head];
     const uint16_t* dt = (const uint16_t*)a.dt + head;
+    const uint32_t stage = smem + st * STAGE_BYTES, full = bars + FULL + 8 * st;
+    auto copy = [&](int c) {
+        if (lane > 0) return;
+        const int row = ch.row(c);
+        mbar_expect(full, STAGE_BYTES);
+        tma_load(stage + OFF_X, mx, head * 64, row, full);
+#pragma unroll
+        for (int box = 0; box < 4; box++)
+            tma_load(stage + OFF_B + box * HALF, box < 2 ? mb : mc, group * 128 + (box & 1) * 64, row, full);
+    };
     auto fetch = [&](int c, uint32_t* v) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
@@ -80,11 +89,10 @@ DEVICE void dt_warp(const SsdArgs& a, const Chunks& ch, uint8_t* smem, uint32_t 
         }
     };
     uint32_t ahead[2] = {0, 0};  // raw dt of the next turn: converted only when it is due
-    if (which < ch.n) fetch(which, ahead);
-    for (int c = which; c < ch.n; c += DT_WARPS) {
-        const int st = c % STAGES;
+    if (st < ch.n) copy(st), fetch(st, ahead);
+    for (int c = st; c < ch.n; c += STAGES) {
         const float raw[2] = {__uint_as_float(ahead[0] << 16), __uint_as_float(ahead[1] << 16)};
-        if (c + DT_WARPS < ch.n) fetch(c + DT_WARPS, ahead);
+        if (c + STAGES < ch.n) fetch(c + STAGES, ahead);
         float d[2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
@@ -101,8 +109,8 @@ DEVICE void dt_warp(const SsdArgs& a, const Chunks& ch, uint8_t* smem, uint32_t 
         float before = __shfl_up_sync(~0u, scan, 1);
         float c0 = (lane ? before : 0.0f) + first, c1 = scan;
         float last = __shfl_sync(~0u, scan, 31);
-        mbar_wait(bars + EMPTY + 8 * st, ((c / STAGES) & 1) ^ 1);
-        float* v = (float*)(smem + OFF_V + st * V_BYTES);
+        if (c >= STAGES) mbar_wait(bars + EMPTY + 8 * st, ((c / STAGES) & 1) ^ 1), copy(c);
+        float* v = (float*)(generic + OFF_V + st * V_BYTES);
         *(float2*)(v + CUM * Q + i) = make_float2(c0, c1);
         *(float2*)(v + DT * Q + i) = make_float2(d[0], d[1]);
         *(float2*)(v + EXP_CUM * Q + i) = make_float2(fast_exp2(fminf(c0, 0)), fast_exp2(fminf(c1, 0)));
@@ -116,21 +124,23 @@ DEVICE void dt_warp(const SsdArgs& a, const Chunks& ch, uint8_t* smem, uint32_t 
                 *(float2*)(v + LEFT * Q + 8 * w * (w - 1) + i) = make_float2(
                     fast_exp2(fminf(ref - c0, 0)) * d[0], fast_exp2(fminf(ref - c1, 0)) * d[1]);
         }
-        __syncwarp();
-        if (lane == 0) mbar_arrive(bars + FULL + 8 * st);
+        mbar_arrive(full);
     }
 }
 
-template <int CL> DEVICE void release(uint32_t bar) {
+// One arrival a warp, of what only tensor cores read or write.
+DEVICE void release_warp(uint32_t bar) {
     __syncwarp();
-    if ((threadIdx.x & 31) < CL) {
-        if (CL == 1) mbar_arrive(bar);
-        else mbar_arrive_cluster(bar, threadIdx.x & 31);
-    }
+    if ((threadIdx.x & 31) == 0) mbar_arrive(bar);
+}
+// Every lane's own reads end at its arrival.
+DEVICE void release(uint32_t bar) {
+    __syncwarp();
+    mbar_arrive(bar);
 }
 
 // Carries the state: publishes it before each chunk, then state = decay * state + (w x)^T B.
-template <int CL, typename S>
+template <typename S>
 DEVICE void state_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8_t* generic, uint32_t bars,
                         S* state, bool has_state) {
     const int tid = threadIdx.x & 127, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
@@ -190,7 +200,7 @@ DEVICE void state_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8
                       pack_bf16(acc[4 * n + 6], acc[4 * n + 7]));
         }
         fence_async_smem();
-        release<1>(bars + HFULL + 8 * b);
+        release_warp(bars + HFULL + 8 * b);
     };
     auto step = [&](int c, uint32_t (&now)[4][4], uint32_t (&next)[4][4]) {
         const int st = c % STAGES;
@@ -208,7 +218,7 @@ DEVICE void state_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8
         if (sizeof(S) == 2)
 #pragma unroll
             for (int i = 0; i < 64; i++) acc[i] = to_f32(from_f32<S>(acc[i]));
-        release<CL>(bars + EMPTY + 8 * st);
+        release(bars + EMPTY + 8 * st);
         if (c + 1 < ch.n) publish(c + 1);
     };
     uint32_t even[4][4], odd[4][4];
@@ -226,7 +236,6 @@ DEVICE void state_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8
 }
 
 // Outputs of every second chunk: y = exp(cum) * (C H) + (C B^T * decay * dt) X + D x.
-template <int CL>
 DEVICE void output_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint8_t* generic, uint32_t bars,
                          int head, int which) {
     const int tid = threadIdx.x & 127, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
@@ -234,7 +243,7 @@ DEVICE void output_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint
     const float skip = a.d[head];
     const uint32_t h = smem + OFF_H + which * 2 * HALF, ybuf = smem + OFF_Y + which * HALF;
     const uint64_t desc_h = wgmma_desc(h, 0);
-    const int row = 16 * warp + (mat & 1) * 8 + r8;
+    const int row = 16 * warp + (mat & 1) * 8 + r8, column = head * 64 + r8 * 8;
     for (int c = which; c < ch.n; c += 2) {
         const int st = c % STAGES, phase = (c >> 1) & 1;
         const uint32_t stage = smem + st * STAGE_BYTES;
@@ -292,7 +301,7 @@ DEVICE void output_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint
         }
         wgmma_wait<0>();
         wgmma_touch<32>(y);
-        release<1>(bars + HEMPTY + 8 * which);
+        release_warp(bars + HEMPTY + 8 * which);
 #pragma unroll
         for (int n = 0; n < 8; n++) y[4 * n] *= e0, y[4 * n + 1] *= e0, y[4 * n + 2] *= e1, y[4 * n + 3] *= e1;
         const uint64_t desc_x = wgmma_desc(stage + OFF_X, HALF);
@@ -303,46 +312,24 @@ DEVICE void output_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_touch<32>(y);
-        release<CL>(bars + EMPTY + 8 * st);  // also: the warp's last read of ybuf is done
+        release(bars + EMPTY + 8 * st);  // also: the warp's last read of ybuf is done
 #pragma unroll
         for (int n = 0; n < 8; n += 2)
             stmatrix4(ybuf + row * 128 + (((n + (mat >> 1)) ^ r8) << 4), pack_bf16(y[4 * n], y[4 * n + 1]),
                       pack_bf16(y[4 * n + 2], y[4 * n + 3]), pack_bf16(y[4 * n + 4], y[4 * n + 5]),
                       pack_bf16(y[4 * n + 6], y[4 * n + 7]));
         __syncwarp();
-        bf16* out = a.y + (ptrdiff_t)ch.row(c) * a.y_stride + head * 64 + (lane & 7) * 8;
+        bf16* out = a.y + (ptrdiff_t)ch.row(c) * a.y_stride + column;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            const int i = 16 * warp + 4 * k + (lane >> 3);
-            uint4 o = lds128(ybuf + i * 128 + (((lane & 7) ^ (i & 7)) << 4));
+            const int i = 16 * warp + 4 * k + mat;
+            uint4 o = lds128(ybuf + i * 128 + ((r8 ^ (i & 7)) << 4));
             if (i >= lo && i < hi) *(uint4*)(out + (ptrdiff_t)i * a.y_stride) = o;
         }
     }
 }
 
-template <int CL>
-DEVICE void copy_warp(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap* mc, const Chunks& ch,
-                      uint32_t smem, uint32_t bars, int head, int group) {
-    const uint32_t rank = CL > 1 ? cluster_rank() : 0;
-    for (int c = 0; c < ch.n; c++) {
-        const int st = c % STAGES, row = ch.row(c);
-        const uint32_t stage = smem + st * STAGE_BYTES, full = bars + FULL + 8 * st;
-        mbar_wait(bars + EMPTY + 8 * st, ((c / STAGES) & 1) ^ 1);
-        mbar_expect(full, STAGE_BYTES);
-        tma_load(stage + OFF_X, mx, head * 64, row, full);
-#pragma unroll
-        for (int box = 0; box < 4; box++) {
-            if (box * CL / 4 != (int)rank) continue;
-            const CUtensorMap* map = box < 2 ? mb : mc;
-            uint32_t dst = stage + OFF_B + box * HALF;
-            int col = group * 128 + (box & 1) * 64;
-            if (CL == 1) tma_load(dst, map, col, row, full);
-            else tma_load_multi(dst, map, col, row, full, (uint16_t)((1 << CL) - 1));
-        }
-    }
-}
-
-template <int CL, typename S>
+template <typename S>
 DEVICE void ssd(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap* mc, const SsdArgs& a) {
     extern __shared__ uint8_t raw[];
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
@@ -350,8 +337,8 @@ DEVICE void ssd(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap*
     const int head = blockIdx.x, seq = blockIdx.y;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            mbar_init(bars + FULL + 8 * i, 2);
-            mbar_init(bars + EMPTY + 8 * i, 8 * CL);
+            mbar_init(bars + FULL + 8 * i, 1 + 32);
+            mbar_init(bars + EMPTY + 8 * i, 8 * 32);
         }
         for (int i = 0; i < 2; i++) mbar_init(bars + HFULL + 8 * i, 4), mbar_init(bars + HEMPTY + 8 * i, 4);
         mbar_init_fence();
@@ -365,41 +352,32 @@ DEVICE void ssd(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap*
     const uint32_t past = a.past_len[seq];
     ch.off = past % Q;
     ch.n = (ch.off + ch.len + Q - 1) / Q;
-    if (ch.len == 0) return;  // every block of the cluster has the same sequence
-    if (CL > 1) cluster_sync();
-    else __syncthreads();
+    if (ch.len == 0) return;
+    __syncthreads();
     const int group = threadIdx.x >> 7, warp = threadIdx.x >> 5;
     if (group < 2) {
         regs_grow<152>();
-        output_group<CL>(a, ch, smem, generic, bars, head, group);
+        output_group(a, ch, smem, generic, bars, head, group);
     } else if (group == 2) {
         regs_grow<152>();
         S* state = (S*)a.state + a.slots[seq] * a.slot_stride + (size_t)head * 64 * 128;
-        state_group<CL>(a, ch, smem, generic, bars, state, past > 0);
+        state_group(a, ch, smem, generic, bars, state, past > 0);
     } else {
         regs_shrink<56>();
-        if (threadIdx.x == 12 * 32) {
-            copy_warp<CL>(mx, mb, mc, ch, smem, bars, head, head / (a.heads / a.groups));
-        } else if (warp > 12) {
-            dt_warp(a, ch, generic, bars, head, warp - 13);
-        }
-        __syncwarp();
+        stage_warp(mx, mb, mc, a, ch, smem, generic, bars, head, warp - 12);
     }
-    if (CL > 1) cluster_sync();  // nobody leaves while a neighbour may still write here
 }
-#define SSD_BODY(CL, S) ssd<CL, S>(&mx, &mb, &mc, a)
+#define SSD_BODY(S) ssd<S>(&mx, &mb, &mc, a)
 #else
-#define SSD_BODY(CL, S) asm volatile("trap;")
+#define SSD_BODY(S) asm volatile("trap;")
 #endif
 
-#define SSD(NAME, CL, S)                                                                                    \
+#define SSD(NAME, S)                                                                                        \
     extern "C" __global__ void __launch_bounds__(512, 1)                                                    \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mb,                \
              const __grid_constant__ CUtensorMap mc, const __grid_constant__ SsdArgs a) {                   \
-        SSD_BODY(CL, S);                                                                                    \
+        SSD_BODY(S);                                                                                        \
     }
-SSD(ssd_sm90_c1_bf16, 1, float)
-SSD(ssd_sm90_c2_bf16, 2, float)
-SSD(ssd_sm90_c4_bf16, 4, float)
-SSD(ssd_sm90_c1_bf16_bf16, 1, bf16)
-SSD(ssd_sm90_c1_bf16_f16, 1, __half)
+SSD(ssd_sm90_bf16, float)
+SSD(ssd_sm90_bf16_bf16, bf16)
+SSD(ssd_sm90_bf16_f16, __half)

@@ -45,7 +45,7 @@ def prepare(x, w, out, w2=None, bias=None, residual=None, rows_ptr=None, wide=No
     maps = [d.tensor_map(x[0], m, k, 128, 128, item=1), d.tensor_map(w[0], n, k, 128, box, item=1),
             d.tensor_map(two[0], n, k, 128, box, item=1), d.tensor_map(out, m, n, 64, 64)]
     a = Args(d.ptr(bias), d.ptr(residual), d.ptr(rows_ptr), m, n, k, residual.stride(0) if residual is not None else 0,
-             d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]))
+             None, 0, d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]))
     tile = box if w2 is not None else 2 * box
     pairs = ((m + 255) // 256) * ((n + tile - 1) // tile)
     name = f"gemm_{'swiglu_' if w2 is not None else ''}{2 * box}_e4m3"

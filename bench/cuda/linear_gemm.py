@@ -11,18 +11,20 @@ SMEM = 230656
 
 class Args(C.Structure):
     _fields_ = [(n, C.c_void_p) for n in ("bias", "residual", "rows_ptr")] + \
-               [(n, C.c_int) for n in ("m", "n", "k", "residual_stride")]
+               [(n, C.c_int) for n in ("m", "n", "k", "residual_stride")] + \
+               [("out", C.c_void_p), ("out_stride", C.c_int)]
 
 
-def prepare(x, w, out, w2=None, bias=None, residual=None, rows_ptr=None, wide=None, parts=False):
+def prepare(x, w, out, w2=None, bias=None, residual=None, rows_ptr=None, wide=None, parts=False, box=None):
     m, k, n = x.shape[0], x.shape[1], w.shape[0]
     if wide is None:  # narrow tiles where wide ones would leave clusters without work
         tiles = ((m + 255) // 256) * ((n * (2 if w2 is not None else 1) + 255) // 256)
         wide = tiles >= d.SMS // 2 * 3 // 4 and not parts
-    box = 128 if wide else 64
+    box = box or (128 if wide else 64)
     maps = [d.tensor_map(x, m, k, 64, 128), d.tensor_map(w, n, k, 64, box),
             d.tensor_map(w2 if w2 is not None else w, n, k, 64, box), d.tensor_map(out, m, n, 64, 64)]
-    a = Args(d.ptr(bias), d.ptr(residual), d.ptr(rows_ptr), m, n, k, residual.stride(0) if residual is not None else 0)
+    a = Args(d.ptr(bias), d.ptr(residual), d.ptr(rows_ptr), m, n, k, residual.stride(0) if residual is not None else 0,
+             d.ptr(out), out.stride(0))
     tile = box if w2 is not None else 2 * box
     pairs = ((m + 255) // 256) * ((n + tile - 1) // tile)
     name = f"gemm_{'swiglu_' if w2 is not None else ''}{'parts' if parts else 2 * box}_sm90_bf16"
@@ -64,6 +66,10 @@ def test(small):
             again = torch.full_like(out, float("nan"))
             prepare(x, w, again, wide=False, **kw)()
             d.check(f"gemm {name} {m}x{n}x{k} other tile", 0.0 if torch.equal(out, again) else 1.0, 0)
+            if name == "swiglu":
+                again = torch.full_like(out, float("nan"))
+                prepare(x, w, again, box=112, **kw)()
+                d.check(f"gemm {name} {m}x{n}x{k} tile of 112", 0.0 if torch.equal(out, again) else 1.0, 0)
             again = torch.full_like(out, float("nan"))
             prepare(x, w, again, parts=True, **kw)()
             few = torch.full_like(out, float("nan"))
@@ -117,10 +123,12 @@ def bench():
             if m > 128:
                 parts = prepare(x, w, out, parts=True)
                 extra["parts_us"] = d.graph_us(lambda: [parts() for _ in range(reps)], reps, 7)
-            if name == "gate_up" and m > 512:
+            if name == "gate_up" and m > 128:
                 half = torch.empty(m, n // 2, device="cuda", dtype=torch.bfloat16)
                 fused = prepare(x, w[:n // 2], half, w2=w[n // 2:])
                 extra["fused_swiglu_us"] = d.graph_us(lambda: [fused() for _ in range(reps)], reps, 7)
+                fused = prepare(x, w[:n // 2], half, w2=w[n // 2:], box=112)
+                extra["fused_swiglu_224_us"] = d.graph_us(lambda: [fused() for _ in range(reps)], reps, 7)
             d.report(f"gemm {name}", rows=m, us=us, tflops=flop / us / 1e6, cublas_us=peer,
                      cublas_tflops=flop / peer / 1e6, ratio=peer / us, **extra)
             del x, w, out

@@ -11,7 +11,8 @@ silu = torch.nn.functional.silu
 class ConvArgs(C.Structure):
     _fields_ = [(n, C.c_void_p) for n in ("x", "out", "w", "bias", "state", "seq_of_token", "seq_start", "past_len",
                                           "slots", "rows_ptr")] + [("slot_stride", C.c_longlong)] + \
-               [(n, C.c_int) for n in ("rows", "channels", "x_stride", "out_stride", "activation")]
+               [(n, C.c_int) for n in ("rows", "channels", "x_stride", "out_stride", "activation", "width", "sequences",
+                                         "keeps")]
 
 
 class NormArgs(C.Structure):
@@ -34,17 +35,17 @@ def packed(lens, past):
                 slots=torch.randperm(len(lens), device=dev).int(), lens=lens)
 
 
-def conv(p, which, width, x, out, w, b, state):
+def conv(p, which, width, x, out, w, b, state, keeps=False):
     rows, ch = x.shape
     a = ConvArgs(d.ptr(x), d.ptr(out), d.ptr(w), d.ptr(b), d.ptr(state), d.ptr(p["of"]), d.ptr(p["start"]),
                  d.ptr(p["past"]), d.ptr(p["slots"]), None, state.stride(0), rows, ch, x.stride(0),
-                 out.stride(0) if out is not None else 0, 1)
-    grid = ((ch + 511) // 512, (rows + 31) // 32) if which == "" else ((ch + 255) // 256, len(p["lens"]))
+                 out.stride(0) if out is not None else 0, 1, width, len(p["lens"]), keeps)
+    grid = ((ch // 4 * ((rows + 15) // 16) + 127) // 128,) if which == "" else ((ch + 255) // 256, len(p["lens"]))
     CONV.launch(f"conv1d{which}_w{width}_bf16", grid, 128 if which == "" else 256, [a])
 
 
 def test_conv(small):
-    for lens, past, ch in (([1], [0], 8), ([2, 0, 1, 33], [5, 0, 1, 2], 264), ([31, 65, 3, 1], [0, 3, 0, 129], 1032)) + \
+    for lens, past, ch in (([1], [0], 8), ([2, 0, 1, 33, 3], [0] * 5, 264), ([63, 0, 66], [0] * 3, 1032), ([2, 0, 1, 33], [5, 0, 1, 2], 264), ([31, 65, 3, 1], [0, 3, 0, 129], 1032)) + \
             (() if small else (([1134, 151, 2, 129, 2680], [0, 64, 2, 1, 0], 8448),)):
         for width in (2, 3, 4):
             p = packed(lens, past)
@@ -66,9 +67,11 @@ def test_conv(small):
                 row += n
             out = torch.full((sum(lens), ch), float("nan"), device="cuda", dtype=torch.bfloat16)
             start = state.clone()
-            conv(p, "", width, x, out, w, b, state)
+            keeps = not any(past)
+            conv(p, "", width, x, out, w, b, state, keeps)
             d.check(f"conv1d {lens} w{width}", d.error(out, silu(ref)), 4e-3)
-            conv(p, "_state", width, x, out, w, b, state)
+            if not keeps:
+                conv(p, "_state", width, x, out, w, b, state)
             d.check(f"conv1d_state {lens} w{width}", d.error(state, new), 1e-6)
             if all(n == 1 for n in lens):
                 out.fill_(float("nan"))
@@ -145,7 +148,7 @@ def bench():
         n = max(1, 16384 // T)
         xs = [torch.randn(T, 16768, device="cuda").bfloat16()[:, 8192:8192 + 8448] for _ in range(n)]
         outs = [torch.empty(T, 8448, device="cuda", dtype=torch.bfloat16) for _ in range(n)]
-        us = d.graph_us(lambda: [conv(p, "", 4, x, o, w, b, state) for x, o in zip(xs, outs)], n)
+        us = d.graph_us(lambda: [conv(p, "", 4, x, o, w, b, state, True) for x, o in zip(xs, outs)], n)
         d.report("conv1d", rows=T, us=us, share_copy=T * 8448 * 4 / us / 1e6 / copy)
         del xs, outs
     for batch in (1, 64, 256):

@@ -33,6 +33,10 @@ export interface BenchOptions {
   json: boolean;
   /** File to which each result is appended, with what it was taken on. */
   record?: string;
+  /** Of a benchmark in parts, those whose name holds this. */
+  only?: string;
+  /** Fewer sizes: for a checker of memory, or for a glance. */
+  quick?: boolean;
   /** Stops the measurement. */
   signal: AbortSignal;
 }
@@ -74,6 +78,8 @@ export function addBench(program: Command, signal: AbortSignal): void {
     )
     .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1))
     .option("--device <name>", "auto, cpu, cuda or cuda:N", deviceName, "cpu")
+    .option("--only <text>", "parts whose name holds this, of every_kernel and gpu")
+    .option("--quick", "fewer sizes, of every_kernel")
     .option("--json", "print nothing but JSON lines on stdout", false)
     .option("--record <file>", "append each result there, with machine, commit and command");
   addRuntime(command).addHelpText(

@@ -35,11 +35,12 @@ export async function readPrompt(options: ResolvedOptions, vocab_size: number): 
     ? new Array<number>(ids.rows).fill(0)
     : undefined;
   const batch = await readBatch(ids.rows, ids.columns, { attention_mask }, past);
-  const line = (
-    r: number,
-    begin: number,
-    count: number,
-  ) => [...ids.data.subarray(r * ids.columns + begin, r * ids.columns + begin + count)];
+  const line = (r: number, begin: number, count: number): number[] => {
+    const first = r * ids.columns + begin;
+    const list = new Array<number>(count);
+    for (let i = 0; i < count; i++) list[i] = ids.data[first + i];
+    return list;
+  };
   return {
     frame: Array.from({ length: ids.rows }, (_, r) => line(r, 0, ids.columns)),
     columns: ids.columns,

@@ -7,7 +7,7 @@ import { HybridMambaAttentionDynamicCache } from "../modeling/cache.ts";
 import { prefillChunk } from "../modeling/call.ts";
 import { bucket, type Kept, runCapacity, type TailOp } from "../modeling/plans.ts";
 import { readRows } from "../modeling/rows.ts";
-import { type RunSequence, type StartedRun, startRun } from "../modeling/run.ts";
+import { rising, type RunSequence, type StartedRun, startRun } from "../modeling/run.ts";
 import type { ModelRuntime } from "../modeling/runtime.ts";
 import type { ResolvedOptions } from "./options.ts";
 
@@ -96,7 +96,7 @@ export class Session {
           row: piece.sequence,
           past: start,
           ids: this.rows[piece.sequence].ids.slice(start, start + piece.count),
-          positions: Array.from({ length: piece.count }, (_, t) => start + t),
+          positions: rising(start, piece.count),
           logit_rows: last[i] ? [piece.count - 1] : [],
           sampling: ids && this.#sampling(this.rows[piece.sequence], piece.sequence),
           history: ids && this.processes ? this.rows[piece.sequence].ids : undefined,

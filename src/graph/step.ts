@@ -53,7 +53,7 @@ export function encodeStep(arrays: StepArrays, counts: StepCounts): Uint8Array {
   let at: number = StepHeader.size;
   for (const [name, array] of sections) {
     offsets[StepField[name]] = at;
-    for (let i = 0; i < array.length; i++) view.setInt32(at + 4 * i, array[i], true);
+    new Int32Array(view.buffer, at, array.length).set(array);
     at += 4 * array.length;
   }
   if (arrays.sampling) {

@@ -69,8 +69,8 @@ function checkNames(runtime: ModelRuntime, inputs: CallInputs): void {
 
 /** @throws {RangeError} naming the first id outside the vocabulary */
 export function checkIds(name: string, ids: Matrix, vocab_size: number): Matrix {
-  const at = ids.data.findIndex((id) => id < 0 || id >= vocab_size);
-  if (at >= 0) {
+  for (let at = 0; at < ids.data.length; at++) {
+    if (ids.data[at] >= 0 && ids.data[at] < vocab_size) continue;
     throw new RangeError(
       `Expected ${name} from 0 to ${vocab_size - 1} but found ${ids.data[at]} in row ` +
         `${Math.floor(at / ids.columns)}, column ${at % ids.columns}`,

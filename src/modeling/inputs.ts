@@ -82,12 +82,15 @@ export async function readShaped(name: string, input: unknown): Promise<ShapedAr
  */
 export async function readIntegers(name: string, input: MatrixInput): Promise<Matrix> {
   const matrix = await readMatrix(name, input);
-  const at = matrix.data.findIndex((x) => !Number.isInteger(x) || Math.abs(x) > 0x7fffffff);
-  if (at >= 0) {
-    const row = Math.floor(at / matrix.columns);
+  const { data, columns } = matrix;
+  // A loop, as below: a long prompt's GPU waits for the host, and a call an element takes long.
+  for (let at = 0; at < data.length; at++) {
+    if ((data[at] | 0) === data[at] && data[at] !== -0x80000000) continue;
     throw new RangeError(
-      `Expected whole numbers in ${name} but found ${matrix.data[at]} in row ${row}, ` +
-        `column ${at % matrix.columns}`,
+      `Expected whole numbers in ${name} but found ${data[at]} in row ${
+        Math.floor(at / columns)
+      }, ` +
+        `column ${at % columns}`,
     );
   }
   return matrix;
@@ -119,7 +122,10 @@ function nested(name: string, input: readonly unknown[]): Matrix {
           `${row.length}: pad them to one length and pass an attention_mask`,
       );
     }
-    for (let c = 0; c < columns; c++) data[r * columns + c] = number(name, row[c], r, c);
+    for (let c = 0; c < columns; c++) {
+      const value = row[c];
+      data[r * columns + c] = typeof value === "number" ? value : number(name, value, r, c);
+    }
   }
   return { data, rows: list.length, columns };
 }
@@ -131,7 +137,10 @@ function shaped(name: string, { data, shape }: ShapedArray): Matrix {
   }
   const out = new Float64Array(rows * columns);
   for (let i = 0; i < out.length; i++) {
-    out[i] = number(name, data[i], Math.floor(i / columns), i % columns);
+    const value = data[i];
+    out[i] = typeof value === "number"
+      ? value
+      : number(name, value, Math.floor(i / columns), i % columns);
   }
   return { data: out, rows, columns };
 }

@@ -7,7 +7,7 @@ import { crossEntropyLoss, type LossRows } from "./loss.ts";
 import type { OutputFields } from "./outputs.ts";
 import type { Kept, PlanRequest } from "./plans.ts";
 import { readRows, resultTensor, type Segment, type SharedBuffer } from "./rows.ts";
-import type { RunSequence } from "./run.ts";
+import { rising, type RunSequence } from "./run.ts";
 import type { ModelRuntime } from "./runtime.ts";
 
 /** Gathers the outputs of a call's runs. */
@@ -51,7 +51,7 @@ export class Results {
       ids: ids?.data.subarray(at, at + piece.count),
       positions: batch.position_ids
         ? batch.position_ids.data.subarray(at, at + piece.count)
-        : Array.from({ length: piece.count }, (_, i) => start + i),
+        : rising(start, piece.count),
       logit_rows,
       labels: labels &&
         logit_rows.map((i) => from + i + 1 < batch.columns ? labels.data[at + i + 1] : -100),

@@ -86,20 +86,21 @@ export function startRun(runtime: ModelRuntime, options: RunOptions): StartedRun
 
 function stepBytes(options: RunOptions, n_steps: number): Uint8Array {
   const { sequences, cache } = options;
-  const seq_of_token: number[] = [];
+  const tokens = sequences.reduce((sum, { positions }) => sum + positions.length, 0);
+  const seq_of_token = new Int32Array(tokens);
   const seq_start = [0];
-  const ids: number[] = [];
-  const positions: number[] = [];
+  const ids = sequences.some((s) => s.ids) ? new Int32Array(tokens) : undefined;
+  const positions = new Int32Array(tokens);
   const logit_rows: number[] = [];
+  let begin = 0;
   for (const [s, sequence] of sequences.entries()) {
-    const begin = seq_of_token.length;
-    for (let i = 0; i < sequence.positions.length; i++) {
-      seq_of_token.push(s);
-      positions.push(sequence.positions[i]);
-      if (sequence.ids) ids.push(sequence.ids[i]);
-    }
+    const end = begin + sequence.positions.length;
+    seq_of_token.fill(s, begin, end);
+    positions.set(sequence.positions, begin);
+    if (sequence.ids) ids!.set(sequence.ids, begin);
     for (const row of sequence.logit_rows) logit_rows.push(begin + row);
-    seq_start.push(seq_of_token.length);
+    seq_start.push(end);
+    begin = end;
   }
   const max_pages = Math.max(...sequences.map((s) => cache.pages(s.row).length));
   const pages = sequences.flatMap((s) => {
@@ -110,7 +111,7 @@ function stepBytes(options: RunOptions, n_steps: number): Uint8Array {
   const longest = histories ? Math.max(...sequences.map((s) => s.history!.length)) : 0;
   const history_capacity = histories ? longest + n_steps : 0;
   return encodeStep({
-    ids: ids.length > 0 ? ids : undefined,
+    ids,
     positions,
     seq_of_token,
     seq_start,
@@ -132,6 +133,13 @@ function stepBytes(options: RunOptions, n_steps: number): Uint8Array {
     eos_ids: options.eos_ids,
     bad_ids: options.bad_words_ids?.flatMap((word) => [...word, -1]),
   }, { max_pages, history_capacity, pad_id: options.pad_id });
+}
+
+/** `count` positions from `start` on. */
+export function rising(start: number, count: number): Int32Array {
+  const list = new Int32Array(count);
+  for (let i = 0; i < count; i++) list[i] = start + i;
+  return list;
 }
 
 /** Pages that `tokens` positions take. */

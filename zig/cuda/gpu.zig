@@ -4,6 +4,7 @@
 const std = @import("std");
 const driver = @import("driver.zig");
 const images = @import("images.zig");
+const spares_file = @import("spares.zig");
 const status = @import("../status.zig");
 const sync = @import("../sync.zig");
 const Failure = status.Failure;
@@ -39,6 +40,7 @@ pub const Gpu = struct {
     total: u64,
     /// Bytes of buffers and plans on it.
     allocated: std.atomic.Value(u64) = .init(0),
+    spares: spares_file.Spares = .{},
     modules: [@max(1, images.count)]driver.Handle = @splat(null),
 
     /// Makes the context the calling thread's.
@@ -59,25 +61,15 @@ pub const Gpu = struct {
         g.enter();
         var unused: usize = 0;
         var total: usize = 0;
-        return if (g.api.cuMemGetInfo_v2(&unused, &total) == driver.ok) unused else 0;
+        const told = g.api.cuMemGetInfo_v2(&unused, &total) == driver.ok;
+        return if (told) unused + @constCast(g).spares.held() else 0;
     }
 
     /// Zeroed memory. `what` names it in the sentence where there is too little.
     pub fn allocate(g: *Gpu, bytes: u64, what: []const u8, f: *Failure) Rejected!driver.Address {
         g.enter();
-        var unused: usize = 0;
-        var total: usize = 0;
-        try g.check(g.api.cuMemGetInfo_v2(&unused, &total), "to tell its memory", f);
-        const room = @max(bytes, 1);
-        var address: driver.Address = 0;
-        const fits = room <= unused;
-        const result = if (fits) g.api.cuMemAlloc_v2(&address, room) else driver.out_of_memory;
-        if (result != driver.out_of_memory) try g.check(result, "to give memory", f);
-        if (result != driver.ok) return f.set(
-            .memory,
-            "Expected {d} MiB of GPU memory for {s} but found {d} MiB available",
-            .{ bytes >> 20, what, unused >> 20 },
-        );
+        const room = spares_file.Spares.room(bytes, g.total);
+        const address = g.spares.take(room) orelse try g.fresh(room, bytes, what, f);
         errdefer _ = g.api.cuMemFree_v2(address);
         const own = driver.stream_per_thread;
         try g.check(g.api.cuMemsetD8Async(address, 0, room, own), "to clear memory", f);
@@ -85,10 +77,36 @@ pub const Gpu = struct {
         _ = g.allocated.fetchAdd(bytes, .monotonic);
         return address;
     }
+    fn fresh(g: *Gpu, room: u64, bytes: u64, what: []const u8, f: *Failure) Rejected!u64 {
+        var unused: usize = 0;
+        var total: usize = 0;
+        try g.check(g.api.cuMemGetInfo_v2(&unused, &total), "to tell its memory", f);
+        if (room > unused) {
+            var dropped: spares_file.Addresses = undefined;
+            g.giveBack(g.spares.drop(&dropped));
+            try g.check(g.api.cuMemGetInfo_v2(&unused, &total), "to tell its memory", f);
+        }
+        var address: driver.Address = 0;
+        const fits = room <= unused;
+        const result = if (fits) g.api.cuMemAlloc_v2(&address, room) else driver.out_of_memory;
+        if (result != driver.out_of_memory) try g.check(result, "to give memory", f);
+        if (result == driver.ok) return address;
+        return f.set(
+            .memory,
+            "Expected {d} MiB of GPU memory for {s} but found {d} MiB available",
+            .{ bytes >> 20, what, unused >> 20 },
+        );
+    }
+    /// Whoever used the memory has ended.
     pub fn free(g: *Gpu, address: driver.Address, bytes: u64) void {
         g.enter();
-        _ = g.api.cuMemFree_v2(address);
+        var old: spares_file.Addresses = undefined;
+        const room = spares_file.Spares.room(bytes, g.total);
+        g.giveBack(g.spares.keep(address, room, g.total, &old));
         _ = g.allocated.fetchSub(bytes, .monotonic);
+    }
+    fn giveBack(g: *Gpu, addresses: []const u64) void {
+        for (addresses) |address| _ = g.api.cuMemFree_v2(address);
     }
 
     /// Copies and waits, on the calling thread's own stream.
@@ -177,6 +195,16 @@ fn chainsPay(g: *const Gpu, device: c_int) bool {
     return bytes_s / @as(f64, @floatFromInt(g.multiprocessors)) > chain_bytes_s;
 }
 
+/// What the images' PTX is for.
+const ptx_capability = 80;
+
+/// The way to try other cards' kernels on a Hopper, which has none of its own once the driver is
+/// told to compile PTX.
+fn compilesPtx() bool {
+    const text = std.c.getenv("CUDA_FORCE_PTX_JIT") orelse return false;
+    return std.mem.eql(u8, std.mem.span(text), "1");
+}
+
 var mutex: sync.Mutex = .{};
 var gpus: [max_gpus]?*Gpu = @splat(null);
 var storage: [max_gpus]Gpu = undefined;
@@ -249,6 +277,7 @@ fn open(api: *const driver.Api, ordinal: u32, f: *Failure) Rejected!Gpu {
         "Expected a GPU of compute capability 8.0 or more but found {s} of {d}.{d}",
         .{ std.mem.sliceTo(&g.name, 0), values[1], values[2] },
     );
+    if (compilesPtx()) g.capability = ptx_capability;
     g.chains = chainsPay(&g, device);
     try g.check(api.cuDevicePrimaryCtxRetain(&g.context, device), "to make a context", f);
     g.enter();

@@ -225,6 +225,9 @@ const GemmArgs = extern struct {
     n: i32,
     k: i32,
     residual_stride: i32,
+    /// For tiles that these kernels do not have.
+    out: ?[*]u8 = null,
+    out_stride: i32 = 0,
     x_scale: [*]u8,
     w_scale: ?[*]u8,
     w2_scale: ?[*]u8,

@@ -48,7 +48,25 @@ fn scan(t: *const Task, s: *Stream) void {
     const rows = k.rows(t, 0);
     const heads = t.attrs[0];
     const groups = t.attrs[2];
-    const a: ScanArgs = .{
+    const args = .{
+        s.map(k.at(t, 0), rows, heads * fast_head_dim, t.stride(0), .{ 64, 64 }),
+        s.map(k.at(t, 2), rows, groups * fast_state, t.stride(2), .{ 64, 64 }),
+        s.map(k.at(t, 3), rows, groups * fast_state, t.stride(3), .{ 64, 64 }),
+        scanArguments(t),
+    };
+    const grid = [3]u32{ heads, t.step.n_seqs, 1 };
+    const extra: Extra = .{ .shared_bytes = scan_shared_bytes };
+    switch (k.dtype(t, 7)) {
+        inline .f32, .bf16, .f16 => |d| {
+            const name = comptime stateName("ssd_sm90_bf16", d);
+            s.launch("ssm_scan_sm90", name, grid, 512, args, extra);
+        },
+        else => unreachable,
+    }
+}
+
+fn scanArguments(t: *const Task) ScanArgs {
+    return .{
         .dt = k.at(t, 1),
         .a_log = k.at(t, 4),
         .d = k.at(t, 5),
@@ -66,21 +84,6 @@ fn scan(t: *const Task, s: *Stream) void {
         .dt_min = t.attrF(4),
         .dt_max = t.attrF(5),
     };
-    const args = .{
-        s.map(k.at(t, 0), rows, heads * fast_head_dim, t.stride(0), .{ 64, 64 }),
-        s.map(k.at(t, 2), rows, groups * fast_state, t.stride(2), .{ 64, 64 }),
-        s.map(k.at(t, 3), rows, groups * fast_state, t.stride(3), .{ 64, 64 }),
-        a,
-    };
-    const extra: Extra = .{ .shared_bytes = scan_shared_bytes, .cluster = 1 };
-    const grid = [3]u32{ heads, t.step.n_seqs, 1 };
-    switch (k.dtype(t, 7)) {
-        inline .f32, .bf16, .f16 => |d| {
-            const name = comptime stateName("ssd_sm90_c1_bf16", d);
-            s.launch("ssm_scan_sm90", name, grid, 512, args, extra);
-        },
-        else => unreachable,
-    }
 }
 
 const UpdateArgs = extern struct {

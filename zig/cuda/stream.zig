@@ -69,7 +69,8 @@ pub const Stream = struct {
             .shared_bytes = extra.shared_bytes,
             .stream = s.gpu.stream,
             .attributes = &attributes,
-            .n_attributes = if (extra.cluster > 0) 2 else 1,
+            // Only code for Hopper waits for the launch before it; code without must not overlap.
+            .n_attributes = if (s.gpu.capability != 90) 0 else if (extra.cluster > 0) 2 else 1,
         };
         const r = s.gpu.api.cuLaunchKernelEx(&config, Found.functions[at], &pointers, null);
         if (r != driver.ok) s.fail(r, name);

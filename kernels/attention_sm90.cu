@@ -15,7 +15,7 @@
 //        - the longest tiles start first; masks only in blocks that meet the diagonal.
 // Launch: 384 threads, grid (heads, ceil(longest / 128), sequences), dynamic smem ATTENTION_SMEM = 164992.
 //   Tensor maps bf16, 128-byte swizzle, box 64 x 64: q over (T, heads*128); k and v over rows of 128.
-#include "hopper.cuh"
+#include "wgmma.cuh"
 
 struct AttentionArgs {
     bf16* out;

@@ -35,10 +35,10 @@ struct BlocksGemmArgs {
 constexpr int PITCH = 132;
 
 template <int T> DEVICE void step(float* acc, const uint32_t* a, uint64_t b) {
-    if (T == 16) wgmma_n16_rs(acc, a, b, 1);
+    if (T == 16) wgmma_n16_rs<0>(acc, a, b, 1);
     else if (T == 64) wgmma_n64_rs<0>(acc, a, b, 1);
     else if (T == 128) wgmma_n128_rs<0>(acc, a, b, 1);
-    else wgmma_n256_rs(acc, a, b, 1);
+    else wgmma_n256_rs<0>(acc, a, b, 1);
 }
 DEVICE float4 lds_cluster(uint32_t addr, uint32_t rank) {
     float4 v;

@@ -14,7 +14,7 @@
 // Launch: 288 threads, cluster 4, grid (4 * tiles, ceil(M / T)), tiles = ceil(N / 128), swiglu ceil(N / 64);
 //   dynamic smem BATCH_SMEM = 99456. Tensor maps bf16, 128-byte swizzle: W and W2 box 64 x 128 rows (swiglu
 //   64 x 64), x box 64 x T rows.
-#include "hopper.cuh"
+#include "wgmma.cuh"
 
 struct BatchArgs {
     const float* bias;         // (N) or null

@@ -2,7 +2,7 @@
 // matrix steps from shared memory alone (Hopper; on other cards peak_mma does nothing).
 //
 // Launch: peak_read and peak_copy 512 threads, any grid; peak_mma 256, grid multiprocessors, dynamic smem 65536.
-#include "hopper.cuh"
+#include "wgmma.cuh"
 
 // Sums everything so that no read can be dropped; each block reads spans of 64 KB.
 extern "C" __global__ void __launch_bounds__(512) peak_read(const uint4* p, size_t n, float* out) {

@@ -27,7 +27,7 @@
 //   as ordered only what the arriving lane did.
 // Launch: 512 threads, grid (heads, sequences), dynamic smem SSD_SMEM = 220416.
 //   Tensor maps: bf16, box 64 columns x 64 rows, 128-byte swizzle.
-#include "hopper.cuh"
+#include "wgmma.cuh"
 
 struct SsdArgs {
     const bf16* dt;

@@ -7,8 +7,9 @@
 //   pieces   [piece][lane] of 16 bytes: quants; then, of q5_k and q6_k, their high bits
 //   q8_0     piece p: 16 columns 2p and 2p+1; a word of row g, a word of row g+8: bytes of columns 0, 8, 1, 9
 //   others   piece p: word c of 16 columns 4p + c: register j of operand A at bits 4j (first) and 16 + 4j
-//   high     q5_k: one piece, bit i, 16 + i of word w: register i of the 16 of columns 64 w ..
-//            q6_k: two pieces, bits 2i, 16 + 2i of word w: register i of the 8 of columns 32 w ..
+//   high     a byte of a word has those of one column, in the order 2t, 2t+8, 2t+1, 2t+9 of each 16 columns c:
+//            q5_k: one piece, word w of columns 64 w ..: bit 2c of row g, 2c + 1 of row g + 8
+//            q6_k: two pieces, word w of columns 32 w ..: bits 4c, 4c + 1 of row g, 4c + 2, 4c + 3 of row g + 8
 //   scales   q8_0, q4_0: a lane's 4 bytes: d of rows g and g + 8, 32 columns number t
 //            q4_k, q5_k: a lane's two words, of 128 columns each: scale and min of row g, of row g + 8, six
 //            bits each, 32 columns number t; the top bytes hold d, dmin (t = 0, 1: row g; t = 2, 3: row g + 8)
@@ -77,12 +78,12 @@ template <int TYPE> DEVICE void unpack(uint32_t step, int q, int lane, uint32_t 
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             uint32_t r = and_or(w[c] >> (4 * j), 0x000f000f, BASE);
-            if (TYPE == Q5_K) {  // bit 4c + j to bit 4
-                const int bit = 4 * c + j;
+            if (TYPE == Q5_K) {
+                const int bit = 8 * (j >> 1) + 2 * c + (j & 1);
                 r = and_or(bit < 4 ? high.x << (4 - bit) : high.x >> (bit - 4), 0x00100010, r);
             }
-            if (TYPE == Q6_K) {  // bits i and i + 1 to bits 4 and 5
-                const int i = 2 * (4 * (c & 1) + j);
+            if (TYPE == Q6_K) {
+                const int i = 8 * (j >> 1) + 4 * (c & 1) + 2 * (j & 1);
                 const uint32_t u = c < 2 ? high.x : high.y;
                 r = and_or(i < 4 ? u << (4 - i) : u >> (i - 4), 0x00300030, r);
             }
@@ -156,12 +157,12 @@ template <int TYPE> DEVICE float block_value(const uint8_t* w, int n, int k, int
     }
     if (TYPE == Q6_K) {
         const uint32_t u = *(const uint32_t*)(at + (4 + h) * 512 + lane * 16 + (c >> 1) * 4);
-        q |= (u >> (2 * (4 * (c & 1) + reg) + 16 * odd) & 3) << 4;
+        q |= (u >> (8 * (e >> 3) + 4 * (c & 1) + 2 * r + 16 * odd) & 3) << 4;
         const int8_t sc = tail[(4 * g + (c >> 1)) * 8 + 4 * h + 2 * r + (c & 1)];
         const float d = half_lo(*(const uint16_t*)(tail + 256 + 2 * (n & 15))) * (float)sc;
         return d * (float)(q - 32);
     }
-    if (TYPE == Q5_K) q |= (*(const uint32_t*)(at + 2048 + lane * 16 + (m >> 2) * 4) >> (4 * (m & 3) + reg + 16 * odd) & 1) << 4;
+    if (TYPE == Q5_K) q |= (*(const uint32_t*)(at + 2048 + lane * 16 + (m >> 2) * 4) >> (8 * (e >> 3) + 2 * (m & 3) + r + 16 * odd) & 1) << 4;
     const uint32_t w0 = *(const uint32_t*)(tail + (4 * g + (c >> 1)) * 8 + 4 * h);
     const uint8_t* top = tail + (4 * g + 2 * r) * 8;
     const float d = half_lo(top[3] | top[7] << 8) * (float)(w0 >> (12 * r) & 63);

@@ -4,26 +4,30 @@
 //   each with a type of its own; each may read what the ones before it wrote.
 //
 // Bytes moved: the file's (blocks_decode.cu). Floor: those over the read bandwidth.
-// Ideas: - as blocks_decode.cu, but f16 (blocks_half.cuh): half the instructions of the integer pipe;
+// Ideas: - as blocks_decode.cu, but in whole numbers (blocks_int8.cuh): half the instructions;
 //        - two groups of 8 warps a block share x, which is staged once;
 //        - a step of a panel lies in one piece, so one lane asks for all of it by one bulk copy;
-//        - every warp has a ring of its own that runs on across products and types.
-// Reached on an H200 (read 4.54 TB/s), a layer's products, its state left out: q8_0 81, q4_k 64, our q4_k_m 61 % where
-//   single launches of blocks_decode.cu reach 75, 53, 55; lm_head's shape alone 95, 86, and q6_k 90, q5_k 78, q4_0 84 %.
+//        - every warp has a ring of its own that runs on across products and types, at the pace at which x is asked for.
+// Reached on an H200 (read 4.5 TB/s), a layer's products, its state left out: q8_0 80, q4_k 68, q6_k 73, our q4_k_m 67 %
+//   where f16 reached 81, 63, 68, 61 in the same run and single launches of blocks_decode.cu 75, 53, -, 55; lm_head's
+//   shape alone 91, 86 and q6_k 82 % (f16 91, 79, 87). What is missing: bench/results/README.md.
+// Tried: sums of a panel without a barrier of its warps (mbarriers, eight panels deep): q4_k 53.5 -> 54 us; the panels
+//   left in the end shared by both groups: q4_k_m's 58 -> 61.7.
 // Launch: 512 threads, grid = multiprocessors; dynamic smem 16 * `ring` + 2.5 K for the widest K; `ring` a multiple
 //   of `slot`, which is the largest step of the types; at most 8 slots.
 #include "chain.cuh"
-#include "blocks_half.cuh"
+#include "blocks_int8.cuh"
 #include "hopper.cuh"
 
 #if HOPPER
-constexpr int SLOTS_MAX = 8;
+constexpr int SLOTS_MAX = 8, AHEAD = 2;
 
 struct Fixed {
     float red[GROUPS][2][WARPS][2][16];
     float squares[SQUARES][WARPS];
     float rstd[GROUPS];
     uint64_t full[GROUPS * WARPS][SLOTS_MAX];
+    alignas(16) uint32_t zeros[ZEROS / 4];
 };
 
 DEVICE int step_columns(int type) { return type >= Q4_K ? 256 : 128; }
@@ -68,15 +72,16 @@ struct Walk {
     DEVICE_MEMBER void next() { src += stride, left--; }
 };
 
-// A warp's ring: what it copies next, and what it reads next.
+// A warp's ring: what it copies next, and what it reads next. Copies of the next product's weights are asked for at
+// once only for some slots: x comes to a multiprocessor behind all that it has asked for before. The others it owes,
+// and asks for one by one while it waits for x.
 struct Ring {
     Walk walk;
     uint32_t base, bars, end, slot;  // in shared memory; bytes of a slot
     uint32_t to, to_bar, from, from_bar, parity;
-    int lane;
+    int lane, at, ahead, owed;  // `at`: the product that is read; `ahead`: slots for the next that may still be filled
 
     DEVICE_MEMBER void copy() {
-        if (walk.left == 0 && !walk.seek()) return;
         if (lane == 0) {
             mbar_expect(to_bar, walk.bytes);
             bulk_load(to, walk.src, walk.bytes, to_bar);
@@ -85,29 +90,37 @@ struct Ring {
         to += slot, to_bar += 8;
         if (to == end) to = base, to_bar = bars;
     }
+    DEVICE_MEMBER bool more() { return walk.left > 0 || walk.seek(); }
     // The slot that was waited for is free: all lanes have read it.
     DEVICE_MEMBER void next() {
         __syncwarp();
-        copy();
         from += slot, from_bar += 8;
         if (from == end) from = base, from_bar = bars, parity ^= 1;
+        if (!more()) return;
+        if (walk.of == at || ahead-- > 0) copy();
+        else owed++;
+    }
+    DEVICE_MEMBER void pay() {
+        if (owed == 0) return;
+        owed--;
+        if (more()) copy();
     }
 };
 
-template <int TYPE> DEVICE void row_sums(Ring& ring, int count, uint32_t x, uint32_t sums, const uint32_t* only, float* r) {
-    constexpr int COLUMNS = WARPS * Block<TYPE>::STEP;
-    for (; count > 0; count--, x += COLUMNS * 2, sums += COLUMNS / 2) {
+template <int TYPE> DEVICE void row_sums(Ring& ring, int count, Columns x, uint32_t sums, float* r) {
+    for (; count > 0; count--, x.next(), sums += WARPS * Block<TYPE>::STEP / 2) {
         mbar_wait(ring.from_bar, ring.parity);
-        step_sums<TYPE>(ring.from, x, sums, ring.lane, only, r);
+        step_sums<TYPE>(ring.from, x, sums, ring.lane, r);
         ring.next();
     }
 }
 
-DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells, uint32_t xs, const uint32_t* only, int group) {
+DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells, uint32_t xs, int group) {
     const int lane = ring.lane, warp = ring.walk.warp, g = lane >> 2, t = lane & 3;
     const int panels = (p.n + 15) / 16, columns = step_columns(p.type), steps = p.k / columns, parts = p.swiglu ? 2 : 1;
     const int count = (steps - warp + WARPS - 1) / WARPS;
-    const uint32_t x = xs + lane * 8 + warp * columns * 2, sums = xs + 2 * p.k + t * 16 + warp * columns / 2;
+    const Columns x(xs + warp * columns * 2, smem_addr(fixed->zeros), WARPS * columns, lane);
+    const uint32_t sums = xs + 2 * p.k + t * 16 + warp * columns / 2;
     int buffer = 0;
     for (int panel = ring.walk.me; panel < panels; panel += GROUPS * gridDim.x) {
         const int n = panel * 16 + lane;
@@ -117,11 +130,11 @@ DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells,
         for (int part = 0; part < parts; part++) {
             float r[2] = {0, 0};
             switch (p.type) {
-                case Q8_0: row_sums<Q8_0>(ring, count, x, sums, only, r); break;
-                case Q4_0: row_sums<Q4_0>(ring, count, x, sums, only, r); break;
-                case Q4_K: row_sums<Q4_K>(ring, count, x, sums, only, r); break;
-                case Q5_K: row_sums<Q5_K>(ring, count, x, sums, only, r); break;
-                default: row_sums<Q6_K>(ring, count, x, sums, only, r);
+                case Q8_0: row_sums<Q8_0>(ring, count, x, sums, r); break;
+                case Q4_0: row_sums<Q4_0>(ring, count, x, sums, r); break;
+                case Q4_K: row_sums<Q4_K>(ring, count, x, sums, r); break;
+                case Q5_K: row_sums<Q5_K>(ring, count, x, sums, r); break;
+                default: row_sums<Q6_K>(ring, count, x, sums, r);
             }
 #pragma unroll
             for (int i = 0; i < 2; i++) {
@@ -157,7 +170,7 @@ DEVICE void chain(const ChainArgs& a) {
     const uint32_t xs = smem_addr(smem) + GROUPS * WARPS * a.ring;
     Ring ring;
     ring.base = smem_addr(smem) + warp * a.ring, ring.bars = smem_addr(fixed.full[warp]), ring.end = ring.base + a.ring;
-    ring.slot = a.slot, ring.lane = lane, ring.parity = 0;
+    ring.slot = a.slot, ring.lane = lane, ring.parity = 0, ring.owed = 0;
     ring.to = ring.from = ring.base, ring.to_bar = ring.from_bar = ring.bars;
     Walk& walk = ring.walk;
     walk.a = &a, walk.warp = warp % WARPS, walk.me = blockIdx.x + group * gridDim.x, walk.of = 0, walk.left = 0;
@@ -166,25 +179,25 @@ DEVICE void chain(const ChainArgs& a) {
     mbar_init_fence();
     __syncwarp();  // nobody but this warp uses them
     prefetch_norm(a.of[0]);
-    for (int i = 0; i < a.ring; i += a.slot) ring.copy();
-    uint32_t only[8];
-#pragma unroll
-    for (int c = 0; c < 8; c++) only[c] = lane >> 2 == c ? 0x3c003c00 : 0;
+    for (int i = 0; i < a.ring && ring.more(); i += a.slot) ring.copy();
+    if (threadIdx.x < ZEROS / 4) fixed.zeros[threadIdx.x] = 0;  // seen by all behind the barrier of `stage_any`
     pdl_wait();
     pdl_launch();
     const uint32_t turn = load_turn(a);
     uint16_t* cells = nullptr;
     for (int of = 0; of < a.count; of++) {
         const Product& p = a.of[of];
+        ring.at = of, ring.ahead = AHEAD;
         const bool idle = blockIdx.x >= (p.n + 15) / 16;  // nothing to do, so nothing to wait for
         if (of > 0 && !idle) prefetch_norm(p);
         if (!idle)
-            stage_any(p, cells, fixed.squares, group, tid,
-                      [&](int, int c, const float* v) { store_half(xs, xs + 2 * p.k, c, v); });
+            stage_any(p, cells, fixed.squares, group, tid, [&](int, int c, const float* v) { store_bytes(xs, xs + 2 * p.k, c, v); },
+                      [&]() { ring.pay(); });
+        while (ring.owed) ring.pay();
         if (of == 0) cells = begin_cells(a, turn);
         if (idle) continue;
-        if (p.mode != PLAIN && tid == 0) fixed.rstd[group] = row_scale(p, fixed.squares, 0);
-        product(p, ring, &fixed, cells, xs, only, group);
+        if (p.mode != PLAIN && tid < 32) fixed.rstd[group] = row_scale(p, fixed.squares, 0);
+        product(p, ring, &fixed, cells, xs, group);
     }
     end_cells(a);
 }

@@ -40,18 +40,11 @@ template <int T> DEVICE void step(float* acc, const uint32_t* a, uint64_t b) {
     else if (T == 128) wgmma_n128_rs<0>(acc, a, b, 1);
     else wgmma_n256_rs<0>(acc, a, b, 1);
 }
-DEVICE float4 lds_cluster(uint32_t addr, uint32_t rank) {
-    float4 v;
-    asm volatile("{\n.reg .b32 r;\nmapa.shared::cluster.u32 r, %4, %5;\n"
-                 "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [r];\n}\n"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(addr), "r"(rank) : "memory");
-    return v;
-}
 template <int RANKS> DEVICE void gather(uint32_t addr, float* v) {
-    float4 s = lds_cluster(addr, 0);
+    float4 s = cluster_load4(addr, 0);
 #pragma unroll
     for (int r = 1; r < RANKS; r++) {
-        const float4 o = lds_cluster(addr, r);
+        const float4 o = cluster_load4(addr, r);
         s.x += o.x, s.y += o.y, s.z += o.z, s.w += o.w;
     }
     v[0] = s.x, v[1] = s.y, v[2] = s.z, v[3] = s.w;

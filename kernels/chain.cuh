@@ -6,8 +6,9 @@
 // element is its own signal. A cell of 16 bits holds the complement of a bf16, and zero while nothing is there (the
 // complement of a NaN that no rounding gives). Who needs x asks for its cells until they are full: one trip to L2
 // where a barrier takes three (a fence, an arrival and a look, then x).
-// From the last result to x in place this takes 0.5 to 1 us; what remains is that multiprocessors do not end together
-// (q4_k gate and up: the first at 27, the middle at 30.6, the last at 31.1 us of 55).
+// From the last result to x in place this takes 1 to 2 us; what remains is that multiprocessors do not end together
+// (q4_k gate and up: the first at 24, the middle at 27, the last at 28 us of 51). x comes to a multiprocessor behind all
+// that it has asked for, so a ring that is filled at once keeps x waiting: blocks_chain_sm90.cu fills it while it waits.
 // Tried on an H200 and left: a barrier of the grid, 2.9 us a product; asking L2 for weights beyond the ring while
 // waiting, which costs their whole time (L2 gives hardly more than memory: nothing is won back); both groups on one
 // panel of SwiGLU's two matrices (55 -> 56 us); bf16 weights in a chain (140.1 us a layer for 140.3; on an H100 199.6
@@ -63,18 +64,18 @@ DEVICE uint4 load_cells(const uint16_t* p) {
 }
 DEVICE uint32_t empty_half(uint32_t w) { return (w - 0x00010001u) & ~w & 0x80008000u; }
 DEVICE bool full(uint4 v) { return (empty_half(v.x) | empty_half(v.y) | empty_half(v.z) | empty_half(v.w)) == 0; }
-// What eight cells hold once they are full; `v` is what they held. Of a warp only one lane asks again and again: more
-// would take L2's time from those who still work.
-DEVICE uint4 settle_cells(uint4 v, const uint16_t* p, bool valid) {
+// What eight cells hold once they are full; `v` is what they held. Until one lane's are full it alone asks again and
+// again, since more would take L2's time from those who still work; from then on every lane asks for its own. `pace`
+// is called before each time.
+template <typename Pace> DEVICE uint4 settle_cells(uint4 v, const uint16_t* p, bool valid, Pace pace) {
     if (!valid) v = make_uint4(~0u, ~0u, ~0u, ~0u);
-    for (;;) {
-        const uint32_t missing = __ballot_sync(~0u, !full(v));
-        if (missing == 0) break;
-        if ((threadIdx.x & 31) == __ffs(missing) - 1)
-            do v = load_cells(p);
-            while (!full(v));
-        __syncwarp();
-        if (!full(v)) v = load_cells(p);
+    const uint32_t lane = threadIdx.x & 31;
+    uint32_t missing = __ballot_sync(~0u, !full(v));
+    const uint32_t first = __ffs(missing) - 1;
+    while (missing) {
+        pace();
+        if (missing >> first & 1 ? lane == first : !full(v)) v = load_cells(p);
+        missing = __ballot_sync(~0u, !full(v));
     }
     return make_uint4(~v.x, ~v.y, ~v.z, ~v.w);
 }
@@ -119,8 +120,9 @@ DEVICE void prefetch_norm(const Product& p) {
 // x of one product, scaled by the norm's weight, to wherever `store(row, piece, v)` takes eight columns as floats;
 // and the sums of squares of its rows, a piece of 2048 columns and a warp each: bits that do not depend on GROUPS.
 constexpr int SQUARES = 18;  // most rows x pieces
-template <int MODE, typename Store>
-DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store) {
+template <int MODE, typename Store, typename Pace>
+DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store,
+                  Pace pace) {
     const int parts = (a.k / 8 + GROUP_THREADS - 1) / GROUP_THREADS, total = parts * a.batch;
     const bool passed = MODE != GATED && a.x_cells >= 0;
     for (int j0 = group; j0 < total; j0 += 4 * GROUPS) {
@@ -139,7 +141,7 @@ DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARP
             const int j = j0 + i * GROUPS;
             if (j >= total) break;
             const int row = j / parts, c = (j - row * parts) * GROUP_THREADS + tid;
-            if (passed) xr[i] = settle_cells(xr[i], cells + a.x_cells + row * a.k + c * 8, c * 8 < a.k);
+            if (passed) xr[i] = settle_cells(xr[i], cells + a.x_cells + row * a.k + c * 8, c * 8 < a.k, pace);
             float v[8], s = 0;
             unpack8(xr[i], v);
             if (MODE == GATED) {
@@ -165,22 +167,21 @@ DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARP
         }
     }
 }
-template <typename Store>
-DEVICE void stage_any(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store) {
+template <typename Store, typename Pace>
+DEVICE void stage_any(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store,
+                      Pace pace) {
     __syncthreads();  // the product before has read its x
-    if (a.mode == PLAIN) stage<PLAIN>(a, cells, squares, group, tid, store);
-    else if (a.mode == RMS) stage<RMS>(a, cells, squares, group, tid, store);
-    else stage<GATED>(a, cells, squares, group, tid, store);
+    if (a.mode == PLAIN) stage<PLAIN>(a, cells, squares, group, tid, store, pace);
+    else if (a.mode == RMS) stage<RMS>(a, cells, squares, group, tid, store, pace);
+    else stage<GATED>(a, cells, squares, group, tid, store, pace);
     __syncthreads();
 }
-// 1 / rms of a row.
+// 1 / rms of a row, by one warp.
 DEVICE float row_scale(const Product& a, const float (*squares)[WARPS], int row) {
     const int parts = (a.k / 8 + GROUP_THREADS - 1) / GROUP_THREADS;
     float s = 0;
-    for (int j = row * parts; j < (row + 1) * parts; j++)
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) s += squares[j][w];
-    return rsqrtf(s / a.k + a.eps);
+    for (int i = threadIdx.x & 31; i < parts * WARPS; i += 32) s += squares[row * parts + i / WARPS][i % WARPS];
+    return rsqrtf(warp_sum(s) / a.k + a.eps);
 }
 DEVICE float load_residual(const Product& p, const uint16_t* cells, int row, int n) {
     if (p.residual_cells >= 0) return load_cell(cells + p.residual_cells + row * p.n + n);

@@ -203,4 +203,104 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
     }
     cluster_sync();
 }
+
+// A cluster of four splits k for one tile of 128 columns: KR = 4 for 128 rows, 2 for 256 (two blocks of a half share
+// its weights). Sums meet in shared memory, in the order of the parts; each block finishes its share of the columns.
+template <int KR> DEVICE void gemm_split(const CUtensorMap* mx, const CUtensorMap* mw, bf16* out, int out_stride,
+                                         const GemmArgs& a) {
+    constexpr int BK = 64, B_BYTES = 128 * 128, STAGE_BYTES = A_BYTES + B_BYTES, STAGES = 6, PAIR = 4 / KR;
+    constexpr int SHARE = 64 / KR;  // accumulators a thread finishes
+    extern __shared__ uint8_t raw[];
+    const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + STAGES * STAGE_BYTES, empty = bars + 8 * STAGES;
+    const uint32_t rank = cluster_rank(), half = rank % PAIR, part = rank / PAIR;
+    const int group = threadIdx.x >> 7, tile = blockIdx.x / 4, row = half * BM;
+    const int blocks_k = (a.k + BK - 1) / BK, per = (blocks_k + KR - 1) / KR;
+    const int first = min(blocks_k, (int)part * per), count = min(blocks_k, first + per) - first;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) mbar_init(bars + 8 * i, 1), mbar_init(empty + 8 * i, 2 * PAIR);
+        mbar_init_fence();
+    }
+    cluster_sync();
+    float acc[64];
+    if (group == 2) {
+        if (threadIdx.x == 256) {
+            auto weights = [&](int j) {
+                const uint32_t dst = smem + j % STAGES * STAGE_BYTES + A_BYTES, bar = bars + 8 * (j % STAGES);
+                mbar_expect(bar, STAGE_BYTES);
+                if (PAIR == 1) tma_load(dst, mw, (first + j) * BK, tile * 128, bar), tma_load(dst + B_BYTES / 2, mw, (first + j) * BK, tile * 128 + 64, bar);
+                else tma_load_multi(dst + half * (B_BYTES / 2), mw, (first + j) * BK, tile * 128 + half * 64, bar, (uint16_t)(3 << (part * 2)));
+            };
+            auto tokens = [&](int j) { tma_load(smem + j % STAGES * STAGE_BYTES, mx, (first + j) * BK, row, bars + 8 * (j % STAGES)); };
+            const int ahead = min(count, STAGES);
+            for (int j = 0; j < ahead; j++) weights(j);
+            pdl_wait();
+            pdl_launch();
+            for (int j = 0; j < ahead; j++) tokens(j);
+            for (int j = STAGES; j < count; j++) {
+                mbar_wait(empty + 8 * (j % STAGES), ((j / STAGES) & 1) ^ 1);
+                weights(j);
+                tokens(j);
+            }
+        }
+        __syncwarp();
+    } else {
+        pdl_wait();
+        pdl_launch();
+        const int tid = threadIdx.x & 127;
+        const uint64_t desc_a = wgmma_desc(smem + group * (A_BYTES / 2), 0), desc_b = wgmma_desc(smem + A_BYTES, 0);
+        auto release = [&](int j) {
+            if (PAIR == 1 && tid == 0) mbar_arrive(empty + 8 * (j % STAGES));
+            if (PAIR == 2 && tid < 2) mbar_arrive_cluster(empty + 8 * (j % STAGES), part * 2 + tid);
+        };
+#pragma unroll
+        for (int i = 0; i < 64; i++) acc[i] = 0;
+        for (int j = 0; j < count; j++) {
+            mbar_wait(bars + 8 * (j % STAGES), (j / STAGES) & 1);
+            const uint64_t at = (uint64_t)(j % STAGES * (STAGE_BYTES >> 4));
+            wgmma_touch<64>(acc);
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma_n128_ss<0>(acc, desc_a + at + 2 * i, desc_b + at + 2 * i, 1);
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (j > 0) release(j - 1);
+        }
+        wgmma_wait<0>();
+        wgmma_touch<64>(acc);
+        if (count > 0) release(count - 1);
+    }
+    cluster_sync();  // every copy has landed and every stage is read: the ring becomes the table of sums
+    if (group < 2) {
+        float* sums = (float*)(raw + (smem - smem_addr(raw)));
+#pragma unroll
+        for (int i = 0; i < 64; i++) sums[i * 256 + threadIdx.x] = acc[i];
+    }
+    cluster_sync();
+    if (group < 2) {
+        const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m, tid = threadIdx.x & 127, g = (tid & 31) >> 2, t = tid & 3;
+        const int r0 = row + group * 64 + 16 * (tid >> 5) + g;
+#pragma unroll
+        for (int i = 0; i < SHARE; i += 2) {
+            const int at = part * SHARE + i, r = r0 + 8 * ((at >> 1) & 1), c = tile * 128 + 8 * (at >> 2) + 2 * t;
+            float v[2] = {0, 0};
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+#pragma unroll
+                for (int p = 0; p < KR; p++) {
+                    float s;
+                    asm volatile("{\n.reg .b32 r;\nmapa.shared::cluster.u32 r, %1, %2;\nld.shared::cluster.f32 %0, [r];\n}\n"
+                                 : "=f"(s) : "r"(smem + ((at + e) * 256 + threadIdx.x) * 4), "r"(p * PAIR + half) : "memory");
+                    v[e] += s;
+                }
+            if (r >= m || c >= a.n) continue;
+            if (a.bias) v[0] += a.bias[c], v[1] += a.bias[c + 1];
+            if (a.residual) {
+                const uint32_t u = *(const uint32_t*)(a.residual + (size_t)r * a.residual_stride + c);
+                v[0] += bf_lo(u), v[1] += bf_hi(u);
+            }
+            *(uint32_t*)(out + (size_t)r * out_stride + c) = pack_bf16(v[0], v[1]);
+        }
+    }
+    cluster_sync();  // nobody leaves while a neighbour may still read here
+}
 #endif  // HOPPER

@@ -15,6 +15,9 @@
 //        - tiles are walked in bands of 2048 rows so that a band's x and the weights in use stay in L2;
 //        - SwiGLU: gate and up halves of one tile end in the same thread, the product is never stored wide;
 //        - results go through swizzled shared memory to TMA stores that drain behind the next tile.
+//        - up to 256 rows, where tiles are too few for the chip: clusters of four split k (gemm_split). Not launched
+//          by the library: an H100 holds 30 such clusters at once, N = 4096 needs 32, and two turns gain nothing
+//          (out_proj 128 rows: 44.7 us, unsplit 46.1, cuBLAS 28.4). Clusters of two (66 fit) would.
 //        - k in parts (gemm_parts): the sums of linear_batch_sm90.cu, bit for bit, for any number of rows, which
 //          batch_invariant asks for. Two sets of sums leave registers for tiles of 128 columns: on an H100 0.75 to
 //          0.89 of the wide tile's rate, where that kernel in tiles of 128 rows had 0.55.
@@ -22,16 +25,16 @@
 //   Tensor maps bf16, 128-byte swizzle: x box 64 x 128 rows, W and W2 box 64 x (tile / 2) rows, out 64 x 64.
 //   The number in a name is the tile's columns: 128 where 256 would leave clusters without work; SwiGLU 224 where its
 //   rounds of tiles end sooner: 14336 outputs of 512 rows take four rounds of either (H200: 201 -> 179 us).
-// Tried without gain: residuals asked for before the last products end (and into L2 at a tile's start): wide tiles
-//   within 2 % either way, out_proj of 512 rows (narrow) 51 -> 55 us. Up to 256 rows, where tiles are too few for the
-//   chip, clusters of four that split k: an H100 holds 30 at once, N = 4096 needs 32, and two turns gain nothing
-//   (out_proj 128 rows: 44.7 us, unsplit 46.1, cuBLAS 28.4). Clusters of two (66 fit) might.
+// Tried without gain: residuals asked for before the last products end (and into L2 at a tile's start), down and
+//   out_proj within 2 % either way.
 #include "gemm_sm90.cuh"
 
 #if HOPPER
 #define GEMM_BODY(BN, SWIGLU, PARTS) gemm<BN, SWIGLU, false, PARTS>(&mx, &mw, &mw2, &mo, a)
+#define SPLIT_BODY(KR) gemm_split<KR>(&mx, &mw, out, out_stride, a)
 #else
 #define GEMM_BODY(BN, SWIGLU, PARTS) asm volatile("trap;")
+#define SPLIT_BODY(KR) asm volatile("trap;")
 #endif
 
 #define GEMM(NAME, BN, SWIGLU, PARTS)                                                                           \
@@ -49,3 +52,14 @@ GEMM(gemm_swiglu_128_sm90_bf16, 128, true, false)
 // The bits of linear_batch_sm90.cu for any number of rows: k in four parts, each added up from zero.
 GEMM(gemm_parts_sm90_bf16, 128, false, true)
 GEMM(gemm_swiglu_parts_sm90_bf16, 128, true, true)
+
+// Launch: 384 threads, cluster 4, grid 4 * ceil(N / 128), dynamic smem 198784; up to 128 rows (4) or 256 (2).
+//   Maps as above, weights in boxes of 64 rows.
+#define SPLIT(NAME, KR)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
+        NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw, bf16* out,     \
+             int out_stride, const __grid_constant__ GemmArgs a) {                                          \
+        SPLIT_BODY(KR);                                                                                     \
+    }
+SPLIT(gemm_split_4_sm90_bf16, 4)
+SPLIT(gemm_split_2_sm90_bf16, 2)

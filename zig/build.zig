@@ -156,7 +156,7 @@ const cuda_stems = [_][]const u8{
     "ssm_update",
 };
 const cuda_headers = [_][]const u8{
-    "blocks.cuh", "blocks_half.cuh", "chain.cuh", "common.cuh", "gemm_sm90.cuh", "hopper.cuh",
+    "blocks.cuh", "blocks_int8.cuh", "chain.cuh", "common.cuh", "gemm_sm90.cuh", "hopper.cuh",
     "wgmma.cuh",
 };
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.

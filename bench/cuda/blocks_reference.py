@@ -100,12 +100,12 @@ def pack(kind, w):
         low = fields(q & 15, 8, 4).reshape(P, S, C // 4, 4, 8, 4)
         quants = words(low.transpose(0, 1, 2, 4, 5, 3)).reshape(P, S, -1)
     if kind == "q5_k":
-        high = fields(q >> 4, 2, 1).reshape(P, S, 4, 4, 8, 4)
-        high = (high << (4 * np.arange(4)).reshape(4, 1, 1)).sum(3)  # P S word g t
+        high = fields(q >> 4, 8, 1).reshape(P, S, 4, 4, 8, 4)
+        high = (high << (2 * np.arange(4)).reshape(4, 1, 1)).sum(3)  # P S word g t
         quants = np.concatenate([quants, words(high.transpose(0, 1, 3, 4, 2)).reshape(P, S, -1)], -1)
     if kind == "q6_k":
-        high = fields(q >> 4, 4, 2).reshape(P, S, 8, 2, 8, 4)
-        high = (high << (8 * np.arange(2)).reshape(2, 1, 1)).sum(3).reshape(P, S, 2, 4, 8, 4)
+        high = fields(q >> 4, 8, 2).reshape(P, S, 8, 2, 8, 4)
+        high = (high << (4 * np.arange(2)).reshape(2, 1, 1)).sum(3).reshape(P, S, 2, 4, 8, 4)
         quants = np.concatenate([quants, words(high.transpose(0, 1, 2, 4, 5, 3)).reshape(P, S, -1)], -1)
     if kind in ("q8_0", "q4_0"):
         tail = blocks[..., 0:2].transpose(0, 3, 2, 4, 1, 5).reshape(P, S, -1)  # P S g t r 2

@@ -31,6 +31,16 @@ def prepare(x, w, out, w2=None, bias=None, residual=None, rows_ptr=None, wide=No
     return lambda: M.launch(name, (2 * min(d.SMS // 2, pairs),), 384, maps + [a], SMEM, cluster=2)
 
 
+def prepare_split(x, w, out, bias=None, residual=None, rows_ptr=None):
+    """Up to 256 rows: clusters split k."""
+    m, k, n = x.shape[0], x.shape[1], w.shape[0]
+    maps = [d.tensor_map(x, m, k, 64, 128), d.tensor_map(w, n, k, 64, 64)]
+    a = Args(d.ptr(bias), d.ptr(residual), d.ptr(rows_ptr), m, n, k, residual.stride(0) if residual is not None else 0)
+    name = f"gemm_split_{4 if m <= 128 else 2}_sm90_bf16"
+    args = maps + [C.c_void_p(d.ptr(out)), C.c_int(out.stride(0)), a]
+    return lambda: M.launch(name, (4 * ((n + 127) // 128),), 384, args, 198784, cluster=4)
+
+
 def rnd(*shape, scale=1.0):
     return (torch.randn(*shape, device="cuda") * scale).bfloat16()
 
@@ -67,6 +77,13 @@ def test(small):
             torch.cuda.synchronize()
             d.check(f"gemm parts {name} {m}x{n}x{k}", d.error(again, ref), 5e-3)
             d.check(f"gemm parts {name} {m}x{n}x{k} as a batch", 0.0 if torch.equal(again, few) else 1.0, 0)
+            if m <= 257 and name != "swiglu":
+                part = slice(0, min(m, 256))
+                again = torch.full_like(out, float("nan"))
+                kws = {a: b[part] if a == "residual" else b for a, b in kw.items()}
+                prepare_split(x[part], w, again[part], **kws)()
+                torch.cuda.synchronize()
+                d.check(f"gemm split {name} {m}x{n}x{k}", d.error(again[part], ref[part]), 5e-3)
             if m > 1:
                 last = torch.full_like(out[:1], float("nan"))
                 kw = {a: (b[m - 1:] if a == "residual" else b) for a, b in kw.items() if a != "rows_ptr"}
@@ -79,7 +96,8 @@ SHAPES = {"in_proj": (16768, 4096), "out_proj": (4096, 8192), "gate_up": (28672,
 
 
 def bench():
-    d.report("clusters at once", of_2=d.clusters(M, "gemm_256_sm90_bf16", 2, 384, SMEM))
+    d.report("clusters at once", of_4=d.clusters(M, "gemm_split_4_sm90_bf16", 4, 384, 198784),
+             of_2=d.clusters(M, "gemm_256_sm90_bf16", 2, 384, SMEM))
     for m in [int(a) for a in sys.argv if a.isdigit()] or (128, 256, 512, 2048, 8192):
         for name, (n, k) in SHAPES.items():
             if m <= 512 and name == "lm_head":
@@ -99,6 +117,9 @@ def bench():
                 for wide in (False, True):
                     other = prepare(x, w, out, wide=wide)
                     extra["wide_us" if wide else "narrow_us"] = d.graph_us(lambda: [other() for _ in range(reps)], reps, 7)
+            if m <= 256 and n == 4096:
+                split = prepare_split(x, w, out)
+                extra["split_us"] = d.graph_us(lambda: [split() for _ in range(reps)], reps, 7)
             if m > 128:
                 parts = prepare(x, w, out, parts=True)
                 extra["parts_us"] = d.graph_us(lambda: [parts() for _ in range(reps)], reps, 7)

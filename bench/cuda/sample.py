@@ -28,7 +28,8 @@ def settings(rows, **kw):
 
 def launch(name, x, out, dev, ids):
     a = Args(d.ptr(x), d.ptr(out), d.ptr(dev), d.ptr(ids), x.shape[1], x.stride(0), out.stride(0) if out is not None else 0, 77)
-    M.launch(name, (x.shape[0],), 1024, [a])
+    cluster = 8 if name == "sample_f32" and x.shape[0] <= 8 else 0
+    M.launch(name, (x.shape[0] * max(1, cluster),), 1024, [a], cluster=cluster)
 
 
 def philox(s):

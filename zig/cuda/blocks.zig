@@ -55,15 +55,15 @@ fn Step(comptime d: DType) type {
                 integers(d, b, s.q[r][i * block.columns(d) ..][0..block.columns(d)]);
         }
 
-        /// Bits [at, at + bits) of a lane's eight integers of 16 columns, as a word in which those
-        /// of column 2t (and 2t + 1) of rows g and g + 8 come first, columns 8 further next.
+        /// Bits [at, at + bits) of a lane's eight integers of 16 columns, as a word: a byte for
+        /// each of columns 2t, 2t + 8, 2t + 1, 2t + 9, with row g's first and row g + 8's behind.
         fn word(s: *const @This(), c: usize, lane: usize, comptime at: u3, comptime bits: u3) u32 {
             const mask = (1 << @as(u8, bits)) - 1;
             const g, const t = .{ lane / 4, lane % 4 };
             var w: u32 = 0;
             inline for (0..2) |r| inline for (0..2) |far| inline for (0..2) |odd| {
                 const q = s.q[g + 8 * r][16 * c + 2 * t + 8 * far + odd] >> at & mask;
-                w |= @as(u32, q) << (bits * (2 * far + r) + 16 * odd);
+                w |= @as(u32, q) << (8 * far + bits * r + 16 * odd);
             };
             return w;
         }
@@ -86,7 +86,7 @@ fn Step(comptime d: DType) type {
                 for (0..4 * bits) |w| for (0..lanes) |lane| {
                     var all: u32 = 0;
                     inline for (0..per_word) |i|
-                        all |= s.word(w * per_word + i, lane, 4, bits) << (4 * bits * i);
+                        all |= s.word(w * per_word + i, lane, 4, bits) << (2 * bits * i);
                     const at = tail + w / 4 * piece * lanes + lane * piece + w % 4 * 4;
                     std.mem.writeInt(u32, at[0..4], all, .little);
                 };
@@ -196,14 +196,14 @@ fn value(comptime d: DType, panels: []const u8, n: usize, k: usize, cols: usize)
     var q: i32 = @intCast(bitsAt(at, low, 4 * register + 16 * odd) & 15);
     if (d == .q4_0) return half(tail, own * 4 + 2 * r) * @as(f32, @floatFromInt(q - 8));
     if (d == .q6_k) {
-        const shift = 2 * (4 * (c % 2) + register) + 16 * odd;
+        const shift = 8 * (e / 8) + 4 * (c % 2) + 2 * r + 16 * odd;
         q |= @intCast((bitsAt(at, (4 + h) * 512 + lane * 16 + c / 2 * 4, shift) & 3) << 4);
         const scale: i8 = @bitCast(tail[own * 8 + 4 * h + 2 * r + c % 2]);
         const by = half(tail, 256 + 2 * (n % 16)) * @as(f32, @floatFromInt(scale));
         return by * @as(f32, @floatFromInt(q - 32));
     }
     if (d == .q5_k) {
-        const shift = 4 * (m % 4) + register + 16 * odd;
+        const shift = 8 * (e / 8) + 2 * (m % 4) + r + 16 * odd;
         q |= @intCast((bitsAt(at, 2048 + lane * 16 + m / 4 * 4, shift) & 1) << 4);
     }
     const pair = bitsAt(tail, own * 8 + 4 * h, 12 * r);

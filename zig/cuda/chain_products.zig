@@ -20,7 +20,7 @@ const squares = 18;
 const threads = 512;
 const warps = 16;
 /// Dynamic shared memory, beside which a block of ssm_update fits a multiprocessor.
-const room = 225 * 1024 - 5760;
+const room = 225 * 1024 - 6016;
 /// In front of the cells: which launch it is, and the blocks that have ended.
 const turn_bytes = 64;
 const none: i32 = -1;
@@ -104,7 +104,7 @@ fn xBytes(cols: u32) u32 {
 }
 /// Slots of a warp's ring. More than these are no faster: what waits in line keeps x waiting, too.
 fn ringSlots(dtype: command.DType, slot: u32, cols: u32) u32 {
-    const wanted: u32 = if (dtype == .q8_0) 5 else 3;
+    const wanted: u32 = if (dtype == .q8_0) 4 else 3;
     return @min(wanted, (room -| xBytes(cols)) / warps / slot);
 }
 

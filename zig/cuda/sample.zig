@@ -76,7 +76,14 @@ fn warp(t: *const Task, s: *Stream) void {
     s.launch("sample", "logits_warp_f32", .{ k.rows(t, 0), 1, 1 }, 1024, .{a}, .{});
 }
 
+/// Rows up to which their blocks leave most multiprocessors idle: eight search each row's best.
+const searched_rows_max = 8;
+
 fn sample(t: *const Task, s: *Stream) void {
     const a = arguments(t, null, 0);
-    s.launch("sample", "sample_f32", .{ k.rows(t, 0), 1, 1 }, 1024, .{a}, .{});
+    const rows = k.rows(t, 0);
+    const together = s.gpu.capability == 90 and rows <= searched_rows_max;
+    const extra: k.Extra = .{ .cluster = if (together) 8 else 0 };
+    const grid = [3]u32{ if (together) 8 * rows else rows, 1, 1 };
+    s.launch("sample", "sample_f32", grid, 1024, .{a}, extra);
 }

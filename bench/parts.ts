@@ -1,6 +1,7 @@
 /**
- * Where does the time go? Seconds that each operation took of a prompt of 512 and of decoding, and the
- * share of all that is no matrix product: scan, convolution, norms and what works element by element.
+ * Where does the time go? Milliseconds that each operation took of a prompt of 512 and of a decoded
+ * token, and the share of all that is no matrix product: scan, convolution, norms and what works
+ * element by element.
  */
 
 import type { BenchOptions } from "../src/cli/bench.ts";
@@ -42,12 +43,15 @@ export async function run(options: BenchOptions): Promise<void> {
       .filter(([, s]) => s > 0)
       .sort(([, a], [, b]) => b - a);
     const all = spent.reduce((sum, [, s]) => sum + s, 0);
+    // A prompt is one run; the short one in front of decoding counts as a token.
+    const runs = rounds * (what === "decode" ? new_tokens : 1);
     const other = spent.reduce((sum, [name, s]) => sum + (products.includes(name) ? 0 : s), 0);
     await printLine(options, {
       bench: `parts ${what}`,
       shape,
       weights,
       other_share: rounded(other / all),
+      ms: Object.fromEntries(spent.map(([name, s]) => [name, rounded(1e3 * s / runs, 3)])),
       shares: Object.fromEntries(spent.map(([name, s]) => [name, rounded(s / all, 3)])),
       threads: device.threads,
       cpu_level: device.info().cpu_level,

@@ -133,6 +133,7 @@ pub fn pack(
     to: usize,
     out: [*]u32,
 ) void {
+    if (h == 1) return packOne(K, x, from, to, out);
     var k = from;
     while (k < to) : (k += L) {
         var v: [L]U = @splat(@splat(0));
@@ -146,6 +147,15 @@ pub fn pack(
                 for (0..h) |i| at[i] = one[i];
             }
         }
+    }
+}
+
+/// The same of one row, whose pairs stay in their order.
+fn packOne(K: usize, x: [*]const f32, from: usize, to: usize, out: [*]u32) void {
+    var k = from;
+    while (k < to) : (k += L) {
+        const pairs: [L]u32 = roundPairs(x + 2 * k, K - 2 * k);
+        if (k + L <= to) simd.st(out + k, pairs) else @memcpy(out[k..to], pairs[0 .. to - k]);
     }
 }
 

@@ -20,7 +20,7 @@ const width = command.panel;
 /// Vectors across a panel.
 pub const V = width / L;
 const Bytes1 = @Vector(L, u8);
-const fieldAt = block_panel.fieldAt;
+const unitAt = block_panel.unitAt;
 
 inline fn word(
     comptime dtype: DType,
@@ -29,7 +29,7 @@ inline fn word(
     i: usize,
     v: usize,
 ) Bytes {
-    return simd.ld(Bytes, p + comptime fieldAt(dtype, name) + (i * width + v * L) * 4);
+    return simd.ld(Bytes, p + unitAt(dtype, name, i) + v * L * 4);
 }
 /// Each byte shifted right by n (left where negative), and then only the bits of `mask`.
 inline fn bits(x: Bytes, comptime n: i32, comptime mask: u8) Bytes {
@@ -46,7 +46,7 @@ pub inline fn half(
     p: [*]const u8,
     v: usize,
 ) F {
-    return simd.ldAs(.f16, p + comptime fieldAt(dtype, name), v * L);
+    return simd.ldAs(.f16, p + comptime unitAt(dtype, name, 0), v * L);
 }
 
 /// Scales and minima of the 8 runs of 16 rows of q4_k or q5_k.
@@ -56,7 +56,7 @@ pub const Finer = struct {
 
     /// Unpacks those of a block, as `block.scaleMin` does, as many at once as bytes fill a vector.
     pub inline fn unpack(f: *Finer, comptime dtype: DType, p: [*]const u8) void {
-        const from = p + comptime fieldAt(dtype, "scales");
+        const from = p + comptime unitAt(dtype, "scales", 0);
         const four = 4 * width;
         inline for (0..four / (4 * L)) |i| {
             const at = i * 4 * L;
@@ -88,8 +88,8 @@ pub const Finer = struct {
 
 /// The factor of 16 columns of q6_k, number j of 16.
 pub inline fn factor16(p: [*]const u8, j: usize, v: usize) int8.Sums {
-    const at = p + comptime fieldAt(.q6_k, "scales");
-    return int8.factors(simd.ld(@Vector(L, i8), at + j * width + v * L));
+    const at = p + unitAt(.q6_k, "scales", j);
+    return int8.factors(simd.ld(@Vector(L, i8), at + v * L));
 }
 
 /// Parts of a block with two runs each.

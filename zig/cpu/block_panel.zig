@@ -3,6 +3,11 @@
 //! field by field: f16 by f16, scale byte by scale byte, and the packed numbers in words of 4
 //! bytes, word i of row r at [i][r]. Nothing is added, dropped or recoded: 16 blocks take the bytes
 //! of 16 blocks.
+//!
+//! Bytes lie in the order in which a product wants them, so that it reads a panel from its start to
+//! its end, which is what a CPU's prefetchers can foresee: high bits stand beside the low ones that
+//! are first to need them, and q6_k's scales before each half. With high bits in a place of their
+//! own q6_k read at 0.66 of what memory gave, in this order at 0.86 (Zen 4, asking for nothing).
 
 const std = @import("std");
 const command = @import("command");
@@ -38,8 +43,36 @@ pub fn groupBytes(dtype: DType) usize {
     return width * block.bytes(dtype);
 }
 
-/// Where a field of the 16 blocks starts.
-pub fn fieldAt(comptime dtype: DType, comptime name: []const u8) usize {
+/// Where unit i of a field lies: that of 16 rows, one after another.
+pub inline fn unitAt(comptime dtype: DType, comptime name: []const u8, i: usize) usize {
+    const field = comptime for (fieldsOf(dtype)) |field| {
+        if (std.mem.eql(u8, field.name, name)) break field;
+    } else @compileError("no field " ++ name);
+    const high = comptime std.mem.eql(u8, name, "high");
+    if (dtype == .q5_k and (high or comptime std.mem.eql(u8, name, "q")))
+        return finer_bytes + inTurns(high, i);
+    if (dtype == .q6_k) {
+        const scales = comptime std.mem.eql(u8, name, "scales");
+        if (scales) return i / 8 * half_bytes + i % 8 * width;
+        if (high) return i / 8 * half_bytes + 8 * width + inTurns(true, i % 8);
+        if (field.unit == 4) return i / 16 * half_bytes + 8 * width + inTurns(false, i % 16);
+        return 2 * half_bytes;
+    }
+    const start = comptime fieldAt(dtype, name);
+    return start + i * width * field.unit;
+}
+/// Bytes of q5_k's d, dmin and scales, and of 128 columns of q6_k: scales, high and low bits.
+const finer_bytes = width * (2 + 2 + 12);
+const half_bytes = width * (8 + 32 + 64);
+
+/// The place of word i of some bits: 8 words of high bits, each in front of the word of low bits
+/// that meets it first, and the other words of low bits behind them.
+inline fn inTurns(high: bool, i: usize) usize {
+    if (high) return 8 * i * width;
+    return 4 * width * if (i < 8) 2 * i + 1 else 8 + i;
+}
+
+fn fieldAt(comptime dtype: DType, comptime name: []const u8) usize {
     comptime {
         var at: usize = 0;
         for (fieldsOf(dtype)) |field| {
@@ -54,10 +87,10 @@ pub fn fieldAt(comptime dtype: DType, comptime name: []const u8) usize {
 fn put(comptime dtype: DType, dst: [*]u8, lane: usize, b: *align(1) const block.Of(dtype)) void {
     inline for (comptime fieldsOf(dtype)) |field| {
         const from: [*]const u8 = @ptrCast(&@field(b, field.name));
-        const to = dst + comptime fieldAt(dtype, field.name);
         const Unit = std.meta.Int(.unsigned, 8 * field.unit);
         for (0..comptime bytesOf(dtype, field.name) / field.unit) |i| {
-            const at: *align(1) Unit = @ptrCast(to + (i * width + lane) * field.unit);
+            const to = dst + unitAt(dtype, field.name, i) + lane * field.unit;
+            const at: *align(1) Unit = @ptrCast(to);
             at.* = @as(*align(1) const Unit, @ptrCast(from + i * field.unit)).*;
         }
     }
@@ -68,9 +101,10 @@ pub fn get(comptime dtype: DType, src: [*]const u8, lane: usize) block.Of(dtype)
     var b: block.Of(dtype) = undefined;
     inline for (comptime fieldsOf(dtype)) |field| {
         const to: [*]u8 = @ptrCast(&@field(b, field.name));
-        const from = src + comptime fieldAt(dtype, field.name);
-        for (0..comptime bytesOf(dtype, field.name)) |i|
-            to[i] = from[(i / field.unit * width + lane) * field.unit + i % field.unit];
+        for (0..comptime bytesOf(dtype, field.name) / field.unit) |i| {
+            const from = src + unitAt(dtype, field.name, i) + lane * field.unit;
+            inline for (0..field.unit) |byte| to[i * field.unit + byte] = from[byte];
+        }
     }
     return b;
 }

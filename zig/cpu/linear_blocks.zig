@@ -39,6 +39,8 @@ const block_rows = 512;
 const block_tiles = block_rows / many.MR;
 const group_panels = 4;
 const units_a_thread = 8;
+/// Runs of 32 columns that one unit of rounding a single tile takes.
+const fill_runs = 16;
 
 const Shape = struct {
     M: usize,
@@ -82,6 +84,10 @@ const Shape = struct {
             if (s.group <= many.NP or s.groups * s.blocks >= units_a_thread * threads) return s;
         }
     }
+    /// Units that round a single tile.
+    fn fills(s: Shape) usize {
+        return (s.K / int8.columns + fill_runs - 1) / fill_runs;
+    }
     fn kind(s: Shape) rows_file.Kind {
         return if (s.few) .bytes else many.kindOf(s.dtype);
     }
@@ -91,7 +97,7 @@ const Shape = struct {
 pub fn units(t: *const Task, phase: u32) u32 {
     const s = Shape.of(t);
     if (s.M == 0 or s.panels == 0) return 0;
-    if (phase == 0) return @intCast(s.cut.tiles);
+    if (phase == 0) return @intCast(if (s.few) s.fills() else s.cut.tiles);
     return @intCast(if (s.few) s.distance else s.groups * s.blocks);
 }
 
@@ -107,12 +113,16 @@ pub fn run(t: *const Task, phase: u32, begin: u32, end: u32, memory: [*]u8) void
     }
 }
 
+/// Rounds a tile of rows, or where there are few rows some columns of all of them.
 fn fillRows(t: *const Task, s: Shape, unit: usize) void {
-    const first = s.cut.at(unit);
-    const h = s.cut.height(unit);
+    const tile = if (s.few) 0 else unit;
+    const first = s.cut.at(tile);
+    const h = s.cut.height(tile);
+    const runs = s.K / int8.columns;
+    const from = if (s.few) unit * fill_runs else 0;
+    const to = if (s.few) @min(runs, from + fill_runs) else runs;
     const rows = Rows.at(t.workspace.?, s.M, s.K, first);
-    for (0..h) |i|
-        rows.fill(s.dtype, s.kind(), h, i, 0, s.K / int8.columns, t.row(X, first + i));
+    for (0..h) |i| rows.fill(s.dtype, s.kind(), h, i, from, to, t.row(X, first + i));
 }
 
 fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: *Scratch) void {

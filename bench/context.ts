@@ -1,11 +1,12 @@
 /**
  * What does a long context cost? A prompt of 32,768 against one of 512, and decoding behind 32,768
  * tokens against behind none. Runs of 512 are timed at three places of the long prompt, in turns with the
- * one at its start; keys between them are zeros, which cost what others cost.
+ * one at its start; all pages of keys and values have memory and numbers of their own.
  */
 
 import type { BenchOptions } from "../src/cli/bench.ts";
 import type { HybridMambaAttentionDynamicCache } from "../src/modeling/cache.ts";
+import { page_tokens } from "../src/native/bindings.gen.ts";
 import { printLine, rounded } from "./lib/line.ts";
 import { median, openSubject, promptIds, type Subject } from "./lib/measure.ts";
 import { findShape } from "./lib/shapes.ts";
@@ -16,44 +17,51 @@ const places = [0, 0.5, 1].map((part) => part * (context - run_tokens));
 const new_tokens = 17;
 const rounds = 2;
 
-/** A cache of one row that holds `length` tokens. */
-async function cacheOf(
-  { model }: Subject,
-  length: number,
-): Promise<HybridMambaAttentionDynamicCache> {
-  const output = await model.call({ input_ids: [[5]], logits_to_keep: 1, use_cache: true });
+/** A cache of one row, whose pages all hold what the first has. */
+async function fullCache({ model }: Subject): Promise<HybridMambaAttentionDynamicCache> {
+  const ids = promptIds(page_tokens, model.config.vocab_size);
+  const output = await model.call({ input_ids: [ids], logits_to_keep: 1, use_cache: true });
   const cache = output.past_key_values!;
   output.logits?.dispose();
   cache.reserve([context + run_tokens]);
-  cache.lengths[0] = length;
+  const { page_bytes } = cache.layout;
+  const [first, ...others] = cache.pages(0).map((page) => page * page_bytes);
+  const { kv } = cache.handles;
+  const spans = others.map((dstOffset) => ({ srcOffset: first, dstOffset, bytes: page_bytes }));
+  cache.device.native.copyBuffer(kv, kv, spans);
   return cache;
 }
 
-async function runSeconds(subject: Subject, ids: number[], past: number): Promise<number> {
-  const cache = await cacheOf(subject, past);
+/** Seconds of a run behind `past` tokens. */
+async function runSeconds(
+  { model }: Subject,
+  past_key_values: HybridMambaAttentionDynamicCache,
+  ids: number[],
+  past: number,
+): Promise<number> {
+  past_key_values.lengths[0] = past;
   const began = performance.now();
-  const output = await subject.model.call({
-    input_ids: [ids],
-    past_key_values: cache,
-    logits_to_keep: 1,
-  });
+  const output = await model.call({ input_ids: [ids], past_key_values, logits_to_keep: 1 });
   const seconds = (performance.now() - began) / 1e3;
   output.logits?.dispose();
-  cache.dispose();
   return seconds;
 }
 
-async function stepSeconds(subject: Subject, ids: number[], past: number): Promise<number> {
-  const cache = await cacheOf(subject, past);
+/** Seconds of a decoded token behind `past` tokens. */
+async function stepSeconds(
+  { model }: Subject,
+  past_key_values: HybridMambaAttentionDynamicCache,
+  ids: number[],
+  past: number,
+): Promise<number> {
+  past_key_values.lengths[0] = past;
   const input_ids = [[...new Array(past).fill(5), ids[0]]];
   let count = 0;
   let began = 0;
-  const { model } = subject;
-  const options = { input_ids, past_key_values: cache, max_new_tokens: new_tokens };
+  const options = { input_ids, past_key_values, max_new_tokens: new_tokens };
   for await (const _ of model.stream({ ...options, eos_token_id: null })) {
     if (++count === 1) began = performance.now();
   }
-  cache.dispose();
   return (performance.now() - began) / 1e3 / (count - 1);
 }
 
@@ -69,12 +77,13 @@ export async function run(options: BenchOptions): Promise<void> {
   using subject = await openSubject(options);
   const { device } = subject;
   const ids = promptIds(run_tokens, findShape(shape).vocab_size);
+  using cache = await fullCache(subject);
   const results = { prefill: [] as number[], decode: [] as number[] };
   for (let r = 0; r <= rounds; r++) {
     const times: number[] = [];
-    for (const past of places) times.push(await runSeconds(subject, ids, past));
-    const near = await stepSeconds(subject, ids, 8);
-    const far = await stepSeconds(subject, ids, context);
+    for (const past of places) times.push(await runSeconds(subject, cache, ids, past));
+    const near = await stepSeconds(subject, cache, ids, 8);
+    const far = await stepSeconds(subject, cache, ids, context);
     if (r === 0) continue; // plans, pages and clocks come up
     results.prefill.push(times[0] / meanOf(times));
     results.decode.push(near / far);

@@ -22,6 +22,8 @@ pub const absent: u32 = 0xffff_ffff;
 pub const panel = 16;
 /// Positions in one page of the key/value cache.
 pub const page_tokens = 64;
+/// Keys of so many channels are large: kept in bf16 beside weights of few bits, and multiplied so.
+pub const bf16_channels = 256;
 /// Tokens in one chunk of the SSM scan, counted from the start of a sequence. Cutting a prompt at
 /// multiples of this leaves every bit of the result as it was.
 pub const scan_chunk = 64;

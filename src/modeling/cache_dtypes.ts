@@ -2,6 +2,7 @@
 
 import type { DTypeName } from "../graph/tensor.ts";
 import type { DeviceKindName } from "../native/native.ts";
+import { bf16_channels } from "../native/bindings.gen.ts";
 import { rowsBytes, type WeightDType } from "../weights/layout.ts";
 
 /** What one layer keeps from token to token. */
@@ -24,8 +25,8 @@ export type StateDType = "float32" | "bfloat16" | "float16";
 /** Options that say so. */
 export interface CacheDTypes {
   /**
-   * Of keys and values; by default what the layers compute in. "q8_0": 8 bits a number, and a scale
-   * for each 32 channels. docs/design.md says how far each drifts.
+   * Of keys and values; {@link defaultCacheDType} says what by default. "q8_0": 8 bits a number,
+   * and a scale for each 32 channels. docs/design.md says how far each drifts.
    */
   readonly cache_dtype?: CacheDType;
   /** Of SSM states, "float32" by default. */
@@ -53,6 +54,24 @@ export function checkCacheDTypes({ cache_dtype, state_dtype }: CacheDTypes): voi
   };
   check("cache_dtype", cache_dtype, cache_dtypes);
   check("state_dtype", state_dtype, state_dtypes);
+}
+
+/**
+ * What keys and values are kept as where nothing was said: what the layers compute in. A CPU
+ * computes in float32, but keeps bfloat16, as HF does, where a model has few bits and large heads:
+ * half the bytes, and products of bf16. Small models would gain nothing by it.
+ *
+ * @param half whether all matrices are bfloat16, in blocks or 8-bit floats
+ */
+export function defaultCacheDType(
+  specs: readonly LayerCacheSpec[],
+  device: DeviceKindName,
+  half: boolean,
+): "float32" | "bfloat16" {
+  const large = specs.every((spec) =>
+    spec.type !== "attention" || spec.kv_heads * spec.head_dim >= bf16_channels
+  );
+  return half && (large || device === "cuda") ? "bfloat16" : "float32";
 }
 
 /**

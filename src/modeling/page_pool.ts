@@ -108,7 +108,7 @@ export class PagePool {
     if (wanted <= this.#free.length) return;
     const before = Math.floor(this.bytes / this.page_bytes);
     const after = Math.max(pages_min, before + wanted - this.#free.length, before * 2);
-    const grown = this.device.createBuffer(after * this.page_bytes);
+    const grown = this.device.createBuffer(after * this.page_bytes, { hugePages: true });
     if (this.#buffer) {
       const span = { srcOffset: 0, dstOffset: 0, bytes: before * this.page_bytes };
       this.device.native.copyBuffer(this.handle, grown.handle, [span]);

@@ -18,7 +18,12 @@ import {
   type WeightSet,
   type WeightSpec,
 } from "../weights/load.ts";
-import { type CacheDTypes, checkCacheDTypes, type LayerCacheSpec } from "./cache_dtypes.ts";
+import {
+  type CacheDTypes,
+  checkCacheDTypes,
+  defaultCacheDType,
+  type LayerCacheSpec,
+} from "./cache_dtypes.ts";
 import { CacheLayout } from "./cache_layout.ts";
 import { callModel } from "./call.ts";
 import type { CallInputs } from "./call_inputs.ts";
@@ -264,12 +269,14 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     });
     const constants = this.bindConstants(device);
     this.bindWeights(specs, weights, tied);
-    const layout = new CacheLayout(
-      this.cacheSpecs(),
-      device.kind,
-      activations(device, specs, weights),
-      options,
-    );
+    const half = areHalf(specs, weights);
+    const states = this.cacheSpecs();
+    // A GPU runs in bf16 where all matrices are that or less; everything else runs in f32.
+    const activations = half && device.kind === "cuda" ? "bfloat16" : "float32";
+    const layout = new CacheLayout(states, device.kind, activations, {
+      cache_dtype: options.cache_dtype ?? defaultCacheDType(states, device.kind, half),
+      state_dtype: options.state_dtype,
+    });
     this.#runtime = new ModelRuntime(
       this,
       device,
@@ -326,22 +333,13 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
   }
 }
 
-/**
- * A GPU runs in bf16 where all matrices are bf16, in blocks or 8-bit floats; everything else runs
- * in f32.
- */
-function activations(
-  device: Device,
-  specs: ReadonlyMap<string, WeightSpec>,
-  { weights }: WeightSet,
-): DTypeName {
-  if (device.kind === "cpu") return "float32";
+/** Whether all matrices are bf16, in blocks or 8-bit floats. */
+function areHalf(specs: ReadonlyMap<string, WeightSpec>, { weights }: WeightSet): boolean {
   const matrices = [...specs.values()].filter(({ shape, dtype }) => shape.length === 2 && !dtype);
-  const half = matrices.every(({ name }) => {
+  return matrices.every(({ name }) => {
     const { dtype } = weights.get(name)!;
     return dtype === "bfloat16" || dtype === "float8_e4m3fn" || isBlocks(dtype);
   });
-  return half ? "bfloat16" : "float32";
 }
 
 /** What to load for each parameter path. A tied table is loaded once, as the head's panels. */

@@ -1,7 +1,7 @@
 // Printed by `zig build bindings` from zig/command.zig; do not edit.
 
 /** Hash of all declarations of zig/command.zig, compared with the library's at load. */
-export const abi_hash = 3678373444;
+export const abi_hash = 2202517421;
 
 export const revision = 1;
 export const max_operands = 12;
@@ -9,6 +9,7 @@ export const max_attrs = 12;
 export const absent = 4294967295;
 export const panel = 16;
 export const page_tokens = 64;
+export const bf16_channels = 256;
 export const scan_chunk = 64;
 export const Status = {
   ok: 0,

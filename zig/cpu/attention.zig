@@ -4,11 +4,12 @@
 const std = @import("std");
 const simd = @import("simd.zig");
 const kernel_zig = @import("kernel.zig");
-const case = @import("case.zig");
 const pages = @import("attention_pages.zig");
 const spans = @import("attention_spans.zig");
 const probs = @import("attention_probs.zig");
 const command = @import("command");
+const bf16 = @import("attention_bf16.zig");
+const bf16_ref = @import("attention_bf16_ref.zig");
 const q8 = @import("attention_q8.zig");
 const Task = kernel_zig.Task;
 const DType = command.DType;
@@ -90,8 +91,13 @@ fn weights_ref(t: *const Task, row: usize, head: usize, w: []f64) usize {
     return n;
 }
 
-/// Token by token and head by head, a plain softmax over all keys, in f64.
+/// In the order of `attention_bf16` where that takes the pages, else `attention_exact`.
 pub fn attention_ref(t: *const Task) void {
+    const pairs = bf16.takes(t.operands[1].dtype, t.attrs[1], t.attrs[2]);
+    if (pairs) bf16_ref.attentionRef(t) else attention_exact(t);
+}
+/// Token by token and head by head, a plain softmax over all keys, in f64.
+pub fn attention_exact(t: *const Task) void {
     const hd = t.attrs[2];
     var w: [8192]f64 = undefined;
     for (0..t.step.n_tokens) |row| for (0..t.attrs[0]) |head| {

@@ -30,6 +30,18 @@ pub fn headPage(t: *const Task, i: usize, seq: usize, pos: usize, kv_head: usize
     const bytes = page_tokens * block_zig.rowBytes(t.operands[i].dtype, hd);
     return t.page(i, seq, pos) + kv_head * bytes;
 }
+/// One head of a sequence's pages.
+pub const Head = struct {
+    t: *const Task,
+    seq: usize,
+    kv_head: usize,
+    hd: usize,
+
+    /// The head's part of operand i's page that holds position pos.
+    pub fn page(h: Head, i: usize, pos: usize) [*]u8 {
+        return headPage(h.t, i, h.seq, pos, h.kv_head, h.hd);
+    }
+};
 /// The new tokens of a sequence.
 pub fn tokenCount(t: *const Task, seq: usize) usize {
     return t.step.seq_start.?[seq + 1] - t.step.seq_start.?[seq];

@@ -20,8 +20,6 @@ const DType = @import("command").DType;
 const F = simd.F;
 const L = simd.L;
 
-/// Query rows of one tile: whole register tiles of 6 and of 8.
-pub const rows_max = 48;
 const keys = pages.page_tokens;
 const minus_infinity = -std.math.inf(f32);
 
@@ -32,11 +30,8 @@ pub const Page = struct { p: [*]const u8, dtype: DType };
 /// the values weighted so.
 pub const Part = struct { max: *f32, sum: *f32, values: [*]f32 };
 
-/// Adds b, gathered over later pages, to a.
-pub fn merge(a: Part, b: Part, hd: usize) void {
-    const max = @max(a.max.*, b.max.*);
-    const keep = simd.exp1(a.max.* - max);
-    const add = simd.exp1(b.max.* - max);
+/// Adds b to a, of which `add` and `keep` are worth what they were under the new maximum.
+pub fn mergeBy(a: Part, b: Part, hd: usize, max: f32, keep: f32, add: f32) void {
     a.max.* = max;
     a.sum.* = simd.mulAdd1(a.sum.*, keep, b.sum.* * add);
     for (0..hd) |d| a.values[d] = simd.mulAdd1(a.values[d], keep, b.values[d] * add);
@@ -140,6 +135,10 @@ pub const Scores = struct {
 
 /// One thread's memory for a tile of rows.
 pub const Rows = struct {
+    /// Whole register tiles of 6 and of 8.
+    pub const rows_max = 48;
+    pub const block_tokens = keys;
+
     n: usize,
     hd: usize,
     /// Floats from one row's values to the next
@@ -185,6 +184,15 @@ pub const Rows = struct {
     pub fn part(s: Rows, r: usize) Part {
         return .{ .max = &s.max[r], .sum = &s.sum[r], .values = s.values + r * s.pitch };
     }
+    /// Takes row r's query, times `scale`.
+    pub fn setQuery(s: Rows, r: usize, from: [*]const f32, scale: f32) void {
+        s.q.set(r, from, scale);
+    }
+    /// Adds b, gathered over later keys, to a.
+    pub fn merge(a: Part, b: Part, hd: usize) void {
+        const max = @max(a.max.*, b.max.*);
+        mergeBy(a, b, hd, max, simd.exp1(a.max.* - max), simd.exp1(b.max.* - max));
+    }
     pub fn clear(s: Rows) void {
         @memset(s.max[0..s.n], minus_infinity);
         @memset(s.sum[0..s.n], 0);
@@ -196,7 +204,9 @@ pub const Rows = struct {
     }
 
     /// Takes in the page whose first position is `first`.
-    pub fn addPage(s: Rows, first: usize, k: Page, v: Page) void {
+    pub fn add(s: Rows, head: pages.Head, first: usize, _: usize) void {
+        const k = Page{ .p = head.page(1, first), .dtype = head.t.operands[1].dtype };
+        const v = Page{ .p = head.page(2, first), .dtype = head.t.operands[2].dtype };
         const most = s.seen(s.n - 1, first);
         const products = Scores{
             .q = s.q,

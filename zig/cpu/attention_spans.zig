@@ -16,9 +16,8 @@ const pages = @import("attention_pages.zig");
 const rows_zig = @import("attention_rows.zig");
 const command = @import("command");
 const Task = kernel_zig.Task;
-const Rows = rows_zig.Rows;
+const bf16 = @import("attention_bf16.zig");
 const Part = rows_zig.Part;
-const rows_max = rows_zig.rows_max;
 
 /// Positions of one span.
 pub const span_tokens = 16 * pages.page_tokens;
@@ -32,6 +31,8 @@ pub const Shape = struct {
     /// Query heads a kv head
     group: usize,
     scale: f32,
+    /// Whether rows are those of `attention_bf16`
+    pairs: bool,
 
     pub fn of(t: *const Task) Shape {
         return .{
@@ -40,6 +41,7 @@ pub const Shape = struct {
             .hd = t.attrs[2],
             .group = t.attrs[0] / t.attrs[1],
             .scale = t.attrF(3),
+            .pairs = bf16.takes(t.operands[1].dtype, t.attrs[1], t.attrs[2]),
         };
     }
     /// The numbers of one kv head's row r (token r / group) of a sequence, in operand i.
@@ -48,6 +50,11 @@ pub const Shape = struct {
         return t.row(i, token) + (kv_head * s.group + r % s.group) * s.hd;
     }
 };
+
+/// Rows that go together.
+fn mostRows(s: Shape) usize {
+    return if (s.pairs) bf16.Rows.rows_max else rows_zig.Rows.rows_max;
+}
 
 /// How one sequence is cut into units.
 const Cut = struct {
@@ -63,7 +70,7 @@ const Cut = struct {
         const context = t.step.past_len.?[seq] + tokens;
         var c = Cut{
             .rows = rows,
-            .tiles = (rows + rows_max - 1) / rows_max,
+            .tiles = (rows + mostRows(s) - 1) / mostRows(s),
             .spans = (context + span_tokens - 1) / span_tokens,
             .parts = null,
         };
@@ -97,6 +104,20 @@ fn units(t: *const Task, phase: u32) callconv(.c) u32 {
 fn run(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callconv(.c) void {
     const s = Shape.of(t);
     const mem: [*]f32 = @ptrCast(@alignCast(scratch));
+    if (simd.has_avx512bf16 and s.pairs) {
+        runUnits(bf16.Rows, t, s, phase, begin, end, mem);
+    } else runUnits(rows_zig.Rows, t, s, phase, begin, end, mem);
+}
+
+fn runUnits(
+    comptime Rows: type,
+    t: *const Task,
+    s: Shape,
+    phase: u32,
+    begin: u32,
+    end: u32,
+    mem: [*]f32,
+) void {
     var used: usize = 0;
     var unit0: usize = 0;
     for (0..t.step.n_seqs) |seq| {
@@ -108,13 +129,13 @@ fn run(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callcon
             const i = unit - unit0;
             const kv_head = i % s.kv_heads;
             if (phase == 1) {
-                mergeParts(t, s, c, seq, kv_head);
+                mergeParts(Rows, t, s, c, seq, kv_head);
             } else if (c.parts != null) {
-                gatherPart(t, s, c, seq, kv_head, i / s.kv_heads, mem);
+                gatherPart(Rows, t, s, c, seq, kv_head, i / s.kv_heads, mem);
             } else {
                 // The last tile sees the most keys: it goes first, so that no thread ends with it.
                 const tile = c.tiles - 1 - i / s.kv_heads;
-                gatherAll(t, s, c, seq, kv_head, tile * rows_max, mem);
+                gatherAll(Rows, t, s, c, seq, kv_head, tile * Rows.rows_max, mem);
             }
         }
     }
@@ -122,6 +143,7 @@ fn run(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callcon
 
 /// A tile's scaled queries and positions.
 fn load(
+    comptime Rows: type,
     t: *const Task,
     s: Shape,
     seq: usize,
@@ -132,25 +154,17 @@ fn load(
 ) Rows {
     const w = Rows.init(n, s.hd, mem);
     for (0..n) |r| {
-        w.q.set(r, s.row(t, 0, seq, kv_head, r0 + r), s.scale);
+        w.setQuery(r, s.row(t, 0, seq, kv_head, r0 + r), s.scale);
         w.position[r] = t.step.past_len.?[seq] + (r0 + r) / s.group;
     }
     return w;
 }
 /// Takes in the pages of one span as far as the rows see them.
-fn gather(t: *const Task, s: Shape, w: Rows, seq: usize, kv_head: usize, span: usize) void {
+fn gather(w: anytype, head: pages.Head, span: usize) void {
     w.clear();
     const end = @min((span + 1) * span_tokens, w.position[w.n - 1] + 1);
     var first = span * span_tokens;
-    while (first < end) : (first += pages.page_tokens) {
-        const k = pages.headPage(t, 1, seq, first, kv_head, s.hd);
-        const v = pages.headPage(t, 2, seq, first, kv_head, s.hd);
-        w.addPage(
-            first,
-            .{ .p = k, .dtype = t.operands[1].dtype },
-            .{ .p = v, .dtype = t.operands[2].dtype },
-        );
-    }
+    while (first < end) : (first += @TypeOf(w).block_tokens) w.add(head, first, end);
 }
 fn write(out: [*]f32, part: Part, hd: usize) void {
     for (0..hd) |d| out[d] = part.values[d] / part.sum.*;
@@ -158,6 +172,7 @@ fn write(out: [*]f32, part: Part, hd: usize) void {
 
 /// Rows r0 .. r0 + 48, from the first page to their own positions.
 fn gatherAll(
+    comptime Rows: type,
     t: *const Task,
     s: Shape,
     c: Cut,
@@ -166,15 +181,16 @@ fn gatherAll(
     r0: usize,
     mem: [*]f32,
 ) void {
-    const w = load(t, s, seq, kv_head, r0, @min(rows_max, c.rows - r0), mem);
+    const w = load(Rows, t, s, seq, kv_head, r0, @min(Rows.rows_max, c.rows - r0), mem);
+    const head = pages.Head{ .t = t, .seq = seq, .kv_head = kv_head, .hd = s.hd };
     const total = mem + Rows.floats(s.hd);
     const spans = w.position[w.n - 1] / span_tokens + 1;
     for (0..spans) |span| {
-        gather(t, s, w, seq, kv_head, span);
+        gather(w, head, span);
         for (0..w.n) |r| {
             const p = total + r * (s.hd + 2);
             const sum = Part{ .max = &p[0], .sum = &p[1], .values = p + 2 };
-            if (span == 0) copy(sum, w.part(r), s.hd) else rows_zig.merge(sum, w.part(r), s.hd);
+            if (span == 0) copy(sum, w.part(r), s.hd) else Rows.merge(sum, w.part(r), s.hd);
             if (span + 1 == spans) write(s.row(t, 3, seq, kv_head, r0 + r), sum, s.hd);
         }
     }
@@ -187,6 +203,7 @@ fn copy(to: Part, from: Part, hd: usize) void {
 
 /// One span of the sequence's only tile, into the workspace.
 fn gatherPart(
+    comptime Rows: type,
     t: *const Task,
     s: Shape,
     c: Cut,
@@ -195,15 +212,22 @@ fn gatherPart(
     span: usize,
     mem: [*]f32,
 ) void {
-    const w = load(t, s, seq, kv_head, 0, c.rows, mem);
-    gather(t, s, w, seq, kv_head, span);
+    const w = load(Rows, t, s, seq, kv_head, 0, c.rows, mem);
+    gather(w, .{ .t = t, .seq = seq, .kv_head = kv_head, .hd = s.hd }, span);
     for (0..w.n) |r| copy(c.part(t, s, kv_head, span, r), w.part(r), s.hd);
 }
 /// The spans of one kv head's rows, in order.
-fn mergeParts(t: *const Task, s: Shape, c: Cut, seq: usize, kv_head: usize) void {
+fn mergeParts(
+    comptime Rows: type,
+    t: *const Task,
+    s: Shape,
+    c: Cut,
+    seq: usize,
+    kv_head: usize,
+) void {
     for (0..c.rows) |r| {
         const sum = c.part(t, s, kv_head, 0, r);
-        for (1..c.spans) |span| rows_zig.merge(sum, c.part(t, s, kv_head, span, r), s.hd);
+        for (1..c.spans) |span| Rows.merge(sum, c.part(t, s, kv_head, span, r), s.hd);
         write(s.row(t, 3, seq, kv_head, r), sum, s.hd);
     }
 }
@@ -214,7 +238,8 @@ fn workspace(t: *const Task) callconv(.c) usize {
 }
 fn scratchBytes(t: *const Task) callconv(.c) usize {
     const s = Shape.of(t);
-    return (Rows.floats(s.hd) + rows_max * (s.hd + 2)) * @sizeOf(f32);
+    const rows = if (s.pairs) bf16.Rows.floats(s.hd) else rows_zig.Rows.floats(s.hd);
+    return (rows + mostRows(s) * (s.hd + 2)) * @sizeOf(f32);
 }
 
 pub const kernel = kernel_zig.Kernel{

@@ -15,7 +15,7 @@ const context = 32768;
 const run_tokens = 512;
 const places = [0, 0.5, 1].map((part) => part * (context - run_tokens));
 const new_tokens = 17;
-const rounds = 2;
+const rounds = 3;
 
 /** A cache of one row, whose pages all hold what the first has. */
 async function fullCache({ model }: Subject): Promise<HybridMambaAttentionDynamicCache> {
@@ -78,25 +78,28 @@ export async function run(options: BenchOptions): Promise<void> {
   const { device } = subject;
   const ids = promptIds(run_tokens, findShape(shape).vocab_size);
   using cache = await fullCache(subject);
-  const results = { prefill: [] as number[], decode: [] as number[] };
+  const results = { prefill: [] as [number, number][], decode: [] as [number, number][] };
   for (let r = 0; r <= rounds; r++) {
     const times: number[] = [];
     for (const past of places) times.push(await runSeconds(subject, cache, ids, past));
     const near = await stepSeconds(subject, cache, ids, 8);
     const far = await stepSeconds(subject, cache, ids, context);
     if (r === 0) continue; // plans, pages and clocks come up
-    results.prefill.push(times[0] / meanOf(times));
-    results.decode.push(near / far);
+    results.prefill.push([times[0] / run_tokens, meanOf(times) / run_tokens]);
+    results.decode.push([near, far]);
   }
-  for (const [what, ratios] of Object.entries(results)) {
-    const ratio = median(ratios);
+  for (const [what, seconds] of Object.entries(results)) {
+    const ratios = seconds.map(([near, far]) => near / far);
+    const rate = (i: number) => rounded(1 / median(seconds.map((pair) => pair[i])));
     await printLine(options, {
       bench: `context ${what}`,
       shape,
       weights,
       context,
-      ratio: rounded(ratio),
+      ratio: rounded(median(ratios)),
       ratios: ratios.map((x) => rounded(x)),
+      tok_s: rate(1),
+      tok_s_short: rate(0),
       threads: device.threads,
       cpu_level: device.info().cpu_level,
     });

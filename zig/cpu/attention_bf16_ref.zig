@@ -6,7 +6,6 @@ const simd = @import("simd.zig");
 const bf16 = @import("bf16.zig");
 const kernel = @import("attention_bf16.zig");
 const pages = @import("attention_pages.zig");
-const span_tokens = @import("attention_spans.zig").span_tokens;
 const Task = @import("kernel.zig").Task;
 const block = kernel.Rows.block_tokens;
 const one = [2]u16{ 0x3f80, 0x3f80 };
@@ -101,10 +100,10 @@ pub fn attentionRef(t: *const Task) void {
         };
         var all: Part = .{};
         var span: usize = 0;
-        while (span < row.n) : (span += span_tokens) {
+        while (span < row.n) : (span += pages.span_tokens) {
             var p: Part = .{};
             var first = span;
-            while (first < @min(row.n, span + span_tokens)) : (first += block)
+            while (first < @min(row.n, span + pages.span_tokens)) : (first += block)
                 row.addBlock(&p, first);
             if (span == 0) all = p else all.merge(p);
         }

@@ -18,6 +18,8 @@ const Task = kernel_zig.Task;
 const DType = command.DType;
 
 pub const page_tokens = command.page_tokens;
+/// Positions whose values are gathered by themselves.
+pub const span_tokens = 16 * page_tokens;
 /// Keys in one block of a K page.
 pub const block = command.panel;
 

@@ -1,7 +1,8 @@
 //! attention_probs: the softmax weights themselves, for a caller who asks to see them.
 //!
 //! Contract: out[token][head * max_keys + key] = softmax(scale q K) over keys 0 .. own position,
-//! zeros beyond it. Scores and sums as in attention; the softmax takes the whole row at once.
+//! zeros beyond it. Scores and sums as in attention over pages of f32; the softmax takes the whole
+//! row at once.
 //! Work: 2 hd flops a key and the row written once; nobody waits for it.
 
 const std = @import("std");

@@ -34,7 +34,15 @@ pub const Part = struct { max: *f32, sum: *f32, values: [*]f32 };
 pub fn mergeBy(a: Part, b: Part, hd: usize, max: f32, keep: f32, add: f32) void {
     a.max.* = max;
     a.sum.* = simd.mulAdd1(a.sum.*, keep, b.sum.* * add);
-    for (0..hd) |d| a.values[d] = simd.mulAdd1(a.values[d], keep, b.values[d] * add);
+    const keeps = simd.splat(keep);
+    const adds = simd.splat(add);
+    var d: usize = 0;
+    while (d + L <= hd) : (d += L) {
+        const more = simd.ldF(b.values + d) * adds;
+        simd.st(a.values + d, simd.mulAdd(simd.ldF(a.values + d), keeps, more));
+    }
+    while (d < hd) : (d += 1)
+        a.values[d] = simd.mulAdd1(a.values[d], keep, b.values[d] * add);
 }
 
 /// Takes `n_rows` rows of n numbers, `stride` apart from number i of a page on, as f32 to rows of

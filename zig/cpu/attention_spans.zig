@@ -1,13 +1,14 @@
 //! The attention kernel: which rows and pages go together in a unit.
 //!
 //! Contract: out = softmax(scale q K) V over positions 0 .. own position of the same sequence, K
-//! and V read back from the pages, as f32 whatever they are stored as; NH / KVH query heads share a
-//! key/value head. Softmax is online over pages of 64 keys; spans of 16 pages are gathered each by
-//! itself and merged in order, so that a long context can be shared between threads with the same
-//! bits as in one go.
+//! and V read back from the pages; NH / KVH query heads share a key/value head. `attention_rows`
+//! works in f32 whatever they are stored as, `attention_bf16` in pairs of bf16 where it may.
+//! Softmax is online over blocks of keys; spans of 16 pages are gathered each by itself and merged
+//! in order, so that a long context can be shared between threads with the same bits as in one go.
 //! Work: 4 hd flops a query head and key; a decoded token reads 2 hd numbers a key and kv head.
-//! Ideas: a unit is up to 48 rows (tokens times the query heads of one kv head) that share every K
-//! and V they read; a decoded token's spans are units of their own, merged in a second phase.
+//! Ideas: a unit is up to 48 or 96 rows (tokens times the query heads of one kv head) that share
+//! every K and V they read; a decoded token's spans are units of their own, merged in a second
+//! phase.
 
 const std = @import("std");
 const simd = @import("simd.zig");
@@ -19,8 +20,7 @@ const Task = kernel_zig.Task;
 const bf16 = @import("attention_bf16.zig");
 const Part = rows_zig.Part;
 
-/// Positions of one span.
-pub const span_tokens = 16 * pages.page_tokens;
+const span_tokens = pages.span_tokens;
 /// Spans of all heads whose parts fit the workspace: beyond it a sequence is done in one go.
 const spans_kept = 256;
 
@@ -167,7 +167,10 @@ fn gather(w: anytype, head: pages.Head, span: usize) void {
     while (first < end) : (first += @TypeOf(w).block_tokens) w.add(head, first, end);
 }
 fn write(out: [*]f32, part: Part, hd: usize) void {
-    for (0..hd) |d| out[d] = part.values[d] / part.sum.*;
+    const sum = simd.splat(part.sum.*);
+    var d: usize = 0;
+    while (d + simd.L <= hd) : (d += simd.L) simd.st(out + d, simd.ldF(part.values + d) / sum);
+    while (d < hd) : (d += 1) out[d] = part.values[d] / part.sum.*;
 }
 
 /// Rows r0 .. r0 + 48, from the first page to their own positions.

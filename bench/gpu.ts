@@ -33,12 +33,14 @@ interface Setting {
   readonly state_bytes?: number;
 }
 
-/** Measures and prints one JSON line for each result. */
-export async function run(options: BenchOptions): Promise<void> {
+/** Measures and prints one JSON line for each result, on the first GPU where none is named. */
+export async function run(chosen: BenchOptions): Promise<void> {
+  const device = chosen.device === "cpu" ? "cuda" : chosen.device;
+  const options: BenchOptions = { ...chosen, device };
   const { signal, shape: shape_name, weights } = options;
   const shape = findShape(shape_name);
-  await randomModel(shape_name, signal); // writing it is not loading it
-  using context = await Device.open(options.device); // nor is making that
+  using context = await Device.open(options.device); // neither this nor writing a model is loading it
+  await randomModel(shape_name, signal);
   const { cpu_name: gpu } = context.info();
   const began = performance.now();
   const marks: number[] = [];

@@ -35,18 +35,11 @@ template <int T> DEVICE void step(float* acc, uint64_t a, uint64_t b) {
     else if (T == 64) wgmma_n64_e4m3(acc, a, b, 1);
     else wgmma_n128_e4m3(acc, a, b, 1);
 }
-DEVICE float4 part_of(uint32_t addr, uint32_t rank) {
-    float4 v;
-    asm volatile("{\n.reg .b32 r;\nmapa.shared::cluster.u32 r, %4, %5;\n"
-                 "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [r];\n}\n"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(addr), "r"(rank) : "memory");
-    return v;
-}
 DEVICE void gather(uint32_t addr, float scale, const float* w_scale, float* v) {
-    float4 s = part_of(addr, 0);
+    float4 s = cluster_load4(addr, 0);
 #pragma unroll
     for (int r = 1; r < RANKS; r++) {
-        const float4 o = part_of(addr, r);
+        const float4 o = cluster_load4(addr, r);
         s.x += o.x, s.y += o.y, s.z += o.z, s.w += o.w;
     }
     const float4 w = *(const float4*)w_scale;

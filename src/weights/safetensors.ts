@@ -73,9 +73,13 @@ export function readSafetensorsHeader(path: string): SafetensorsHeader {
 export function looksLikeSafetensors(path: string): boolean {
   const begin = firstBytes(path, 9);
   if (begin.length < 9) return false;
+  return headerLength(begin) <= header_bytes_max && begin[8] === "{".charCodeAt(0);
+}
+
+/** Bytes of the header, as a file's first eight say. */
+function headerLength(begin: Uint8Array<ArrayBuffer>): number {
   const prefix = new DataView(begin.buffer);
-  const length = prefix.getUint32(0, true) + prefix.getUint32(4, true) * 2 ** 32;
-  return length <= header_bytes_max && begin[8] === "{".charCodeAt(0);
+  return prefix.getUint32(0, true) + prefix.getUint32(4, true) * 2 ** 32;
 }
 
 /** A regular file's first bytes, or as many as it has; none of anything else. */
@@ -100,8 +104,7 @@ function readHeaderText(path: string): { text: Uint8Array; fileBytes: number } {
     if (fileBytes < 8) {
       throw new RangeError(`expected at least 8 bytes but the file has ${fileBytes}`);
     }
-    const prefix = new DataView(readFully(file, 0, 8).buffer);
-    const length = prefix.getUint32(0, true) + prefix.getUint32(4, true) * 2 ** 32;
+    const length = headerLength(readFully(file, 0, 8));
     if (length > header_bytes_max) {
       throw new RangeError(`expected a header of at most 100000000 bytes but found ${length}`);
     }

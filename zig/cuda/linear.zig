@@ -8,6 +8,7 @@ const blocks = @import("linear_blocks.zig");
 const k = @import("kernel.zig");
 const decode = @import("linear_decode.zig");
 const fp8 = @import("linear_fp8.zig");
+const shared = @import("linear_plain.zig");
 const sm90 = @import("linear_sm90.zig");
 const Task = k.Task;
 const Stream = k.Stream;
@@ -91,7 +92,7 @@ fn plain(t: *const Task, s: *Stream) void {
         .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
         .out_stride = k.stride(t, 4),
     };
-    const grid = [3]u32{ k.blocks(t.cols(4), 64), k.blocks(k.rows(t, 0), 64), 1 };
+    const grid = shared.grid(t);
     const stem = "reference";
     if (k.dtype(t, 0) == .bf16) return switch (k.dtype(t, 4)) {
         .f32 => s.launch(stem, "linear_ref_bf16_bf16_f32", grid, 256, .{a}, .{}),

@@ -62,12 +62,7 @@ template <int BATCH> DEVICE void stage(const BlocksArgs& a, bf16* xs, float* sum
                 if (c - (int)threadIdx.x >= pieces) break;
                 float v[8], s = 0;
                 unpack8(xr[i], v);
-                if (a.mode == GATED) {
-                    float g[8];
-                    unpack8(gr[i], g);
-#pragma unroll
-                    for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
-                }
+                if (a.mode == GATED) gate8(v, gr[i]);
                 if (a.mode != PLAIN) {
 #pragma unroll
                     for (int e = 0; e < 8; e++) s += v[e] * v[e];

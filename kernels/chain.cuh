@@ -144,12 +144,7 @@ DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARP
             if (passed) xr[i] = settle_cells(xr[i], cells + a.x_cells + row * a.k + c * 8, c * 8 < a.k, pace);
             float v[8], s = 0;
             unpack8(xr[i], v);
-            if (MODE == GATED) {
-                float g[8];
-                unpack8(gr[i], g);
-#pragma unroll
-                for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
-            }
+            if (MODE == GATED) gate8(v, gr[i]);
             if (MODE != PLAIN) {
 #pragma unroll
                 for (int e = 0; e < 8; e++) s += v[e] * v[e];

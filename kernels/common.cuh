@@ -84,6 +84,13 @@ DEVICE void unpack8(uint4 w, float* v) {
     v[0] = bf_lo(w.x), v[1] = bf_hi(w.x), v[2] = bf_lo(w.y), v[3] = bf_hi(w.y);
     v[4] = bf_lo(w.z), v[5] = bf_hi(w.z), v[6] = bf_lo(w.w), v[7] = bf_hi(w.w);
 }
+// v *= silu(gate), of 8 bf16 gates.
+DEVICE void gate8(float* v, uint4 gate) {
+    float g[8];
+    unpack8(gate, g);
+#pragma unroll
+    for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
+}
 DEVICE void load8(const bf16* p, float* v) { unpack8(load_cg(p), v); }
 DEVICE void load8(const float* p, float* v) {
     uint4 a = load_cg(p), b = load_cg(p + 4);

@@ -65,12 +65,7 @@ template <int MODE> DEVICE void stage_x(const GemvArgs& a, bf16* xs, Fixed* f) {
             int row = j / groups, c = (j - row * groups) * THREADS + threadIdx.x;
             float v[8], s = 0;
             unpack8(xr[i], v);
-            if (MODE == GATED) {
-                float g[8];
-                unpack8(gr[i], g);
-#pragma unroll
-                for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
-            }
+            if (MODE == GATED) gate8(v, gr[i]);
             if (MODE != PLAIN) {
 #pragma unroll
                 for (int e = 0; e < 8; e++) s += v[e] * v[e];

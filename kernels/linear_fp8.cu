@@ -80,12 +80,7 @@ DEVICE void stage(const DecodeArgs& a, bf16* xs, int pitch, Fixed* f) {
                 if (c >= pieces) break;
                 float v[8];
                 unpack8(xr[i], v);
-                if (a.mode == GATED) {
-                    float g[8];
-                    unpack8(gr[i], g);
-#pragma unroll
-                    for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
-                }
+                if (a.mode == GATED) gate8(v, gr[i]);
                 if (a.mode != PLAIN && c * 8 < a.k) {
                     const float4 w0 = __ldg((const float4*)(a.norm_weight + c * 8));
                     const float4 w1 = __ldg((const float4*)(a.norm_weight + c * 8 + 4));

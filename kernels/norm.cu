@@ -52,12 +52,7 @@ template <bool GATED, int PIECES> DEVICE void norm(const NormArgs& a) {
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
         unpack8(xr[i], v[i]);
-        if (GATED) {
-            float g[8];
-            unpack8(gr[i], g);
-#pragma unroll
-            for (int e = 0; e < 8; e++) v[i][e] *= silu(g[e]);
-        }
+        if (GATED) gate8(v[i], gr[i]);
 #pragma unroll
         for (int e = 0; e < 8; e++) s += v[i][e] * v[i][e];
     }

@@ -1,11 +1,14 @@
 import { describe, it } from "node:test";
 import * as a from "@std/assert";
 
+const numbers = (of: number[]) => new Float32Array(of);
+
 describe("@std/assert", () => {
   const holds: [string, () => void][] = [
     ["assert", () => a.assert(1)],
     ["assertFalse", () => a.assertFalse(0)],
     ["assertEquals", () => a.assertEquals({ x: [1, NaN] }, { x: [1, NaN] })],
+    ["assertEquals of floats", () => a.assertEquals(numbers([NaN]), numbers([NaN]))],
     ["assertNotEquals", () => a.assertNotEquals([1], [2])],
     ["assertStrictEquals", () => a.assertStrictEquals(NaN, NaN)],
     ["assertNotStrictEquals", () => a.assertNotStrictEquals([], [])],
@@ -30,6 +33,8 @@ describe("@std/assert", () => {
     ["assert", () => a.assert(0)],
     ["assertFalse", () => a.assertFalse(1)],
     ["assertEquals", () => a.assertEquals<unknown>({ x: 1 }, { x: "1" })],
+    ["assertEquals of floats", () => a.assertEquals(numbers([0]), numbers([-0]))],
+    ["assertEquals of fewer floats", () => a.assertEquals(numbers([0]), numbers([0, 0]))],
     ["assertNotEquals", () => a.assertNotEquals([1], [1])],
     ["assertStrictEquals", () => a.assertStrictEquals<unknown>([], [])],
     ["assertNotStrictEquals", () => a.assertNotStrictEquals(1, 1)],

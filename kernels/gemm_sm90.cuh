@@ -6,11 +6,11 @@
 struct GemmArgs {
     const float* bias;          // (N) or null
     const bf16* residual;       // (M,N) or null
-    const uint32_t* rows_ptr;   // null: m
     int m, n, k;                // swiglu: n counts outputs
     int residual_stride;
-    bf16* out;                  // for tiles whose outputs are no multiple of 64 columns: they are stored without a map
+    bf16* out;                  // floats, and tiles that are no multiple of 64 columns, are stored without a map
     int out_stride;
+    float* sums;                // SPLIT: 2 * 128 * 256 floats a cluster
 };
 struct Fp8Args {
     GemmArgs of;
@@ -35,8 +35,21 @@ struct Walk {
     }
 };
 
+// Waits for the other parts of a tile. Counters go up for ever, by 4 each time.
+__device__ uint32_t gemm_met[256];
+template <int SPLIT> DEVICE void gemm_meet(int of) {
+    uint32_t before, now;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+                 : "=r"(before) : "l"(gemm_met + of), "n"(4 / SPLIT) : "memory");
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(gemm_met + of) : "memory");
+    } while ((int)(now - (before & ~3u) - 4) < 0);
+}
+
 // PARTS: k in four parts, each from zero, whose sums are added in order: the bits of linear_batch_sm90.cu.
-template <int BN, bool SWIGLU, bool FP8, bool PARTS = false, typename ARGS>
+// SPLIT: k in 2 or 4 parts, of a cluster each, all of which run at once. Their sums meet in `sums`, where each finishes
+//   its share of the columns; four have the bits of PARTS.
+template <int BN, bool SWIGLU, bool FP8, bool PARTS = false, int SPLIT = 1, bool F32 = false, typename ARGS>
 DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const CUtensorMap* mo,
                  const ARGS& args) {
     const GemmArgs& a = gemm_args(args);
@@ -53,14 +66,13 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
         tma_prefetch_map(mx), tma_prefetch_map(mw), tma_prefetch_map(mw2), tma_prefetch_map(mo);
     }
     cluster_sync();
-    pdl_wait();
-    pdl_launch();
-    const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m;
+    const int m = a.m;
     constexpr int TILE_N = SWIGLU ? BN / 2 : BN, PART = TILE_N % 64 ? 56 : 64;  // columns stored at a time
     Walk walk;
     walk.pairs = (m + 2 * BM - 1) / (2 * BM), walk.cols = (a.n + TILE_N - 1) / TILE_N;
-    walk.total = walk.pairs * walk.cols;
+    walk.total = walk.pairs * walk.cols * SPLIT;
     const int first = blockIdx.x >> 1, stride = gridDim.x >> 1, blocks_k = (a.k + BK - 1) / BK;
+    const int per = (blocks_k + SPLIT - 1) / SPLIT;
 
     if (group == 0) {
         regs_shrink<40>();
@@ -68,22 +80,29 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
             int st = 0, phase = 1;
             for (int i = first; i < walk.total; i += stride) {
                 int pair, col;
-                walk.at(i, pair, col);
-                const int row = (2 * pair + rank) * BM;
+                walk.at(i / SPLIT, pair, col);
+                const int row = (2 * pair + rank) * BM, begin = i % SPLIT * per, end = min(begin + per, blocks_k);
                 const CUtensorMap* map = SWIGLU && rank ? mw2 : mw;
                 const int wrow = SWIGLU ? col * TILE_N : col * BN + rank * (BN / 2);
-                for (int k = 0; k < blocks_k; k++) {
+                auto weights = [&](int k, int st) {
                     const uint32_t full = bars + FULL + 8 * st, stage = smem + st * STAGE_BYTES;
-                    mbar_wait(bars + EMPTY + 8 * st, phase);
                     mbar_expect(full, STAGE_BYTES);
-                    tma_load(stage, mx, k * BK, row, full);
                     tma_load_multi(stage + A_BYTES + rank * (B_BYTES / 2), map, k * BK, wrow, full, 3);
+                };
+                int ahead = i == first ? min(begin + STAGES, end) : begin;
+                for (int k = begin; k < ahead; k++) weights(k, k - begin);
+                if (i == first) pdl_wait(), pdl_launch();
+                for (int k = begin; k < end; k++) {
+                    mbar_wait(bars + EMPTY + 8 * st, phase);
+                    if (k >= ahead) weights(k, st);
+                    tma_load(smem + st * STAGE_BYTES, mx, k * BK, row, bars + FULL + 8 * st);
                     if (++st == STAGES) st = 0, phase ^= 1;
                 }
             }
         }
     } else {
         regs_grow<232>();
+        pdl_wait();
         const int tid = threadIdx.x & 127, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
         const int which = group - 1, mat = lane >> 3, r8 = lane & 7;
         const uint32_t out = smem + OFF_OUT + which * 2 * OUT_BYTES;
@@ -95,14 +114,15 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
         int st = 0, phase = 0, turn = 0;
         for (int i = first; i < walk.total; i += stride) {
             int pair, col;
-            walk.at(i, pair, col);
+            walk.at(i / SPLIT, pair, col);
+            const int share = i % SPLIT, begin = share * per, end = min(begin + per, blocks_k);
             float acc[ACC], total[SUMS];
             int before = -1, edge = (blocks_k + 3) / 4;
             const int part = edge;
             if (PARTS)
 #pragma unroll
                 for (int j = 0; j < ACC; j++) acc[j] = 0;
-            for (int k = 0; k < blocks_k; k++) {
+            for (int k = begin; k < end; k++) {
                 mbar_wait(bars + FULL + 8 * st, phase);
                 const uint64_t at = desc_a + (uint64_t)(st * (STAGE_BYTES >> 4));
                 const uint64_t bt = desc_b + (uint64_t)(st * (STAGE_BYTES >> 4));
@@ -110,11 +130,11 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
                 wgmma_fence();
 #pragma unroll
                 for (int j = 0; j < 4; j++)
-                    if (FP8) BN == 256 ? wgmma_n256_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > 0)
-                                       : wgmma_n128_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > 0);
-                    else if (BN == 256) wgmma_n256_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
-                    else if (BN == 224) wgmma_n224_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > 0);
-                    else wgmma_n128_ss<0>(acc, at + 2 * j, bt + 2 * j, PARTS || k + j > 0);
+                    if (FP8) BN == 256 ? wgmma_n256_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > begin)
+                                       : wgmma_n128_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > begin);
+                    else if (BN == 256) wgmma_n256_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > begin);
+                    else if (BN == 224) wgmma_n224_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > begin);
+                    else wgmma_n128_ss<0>(acc, at + 2 * j, bt + 2 * j, PARTS || k + j > begin);
                 wgmma_commit();
                 wgmma_wait<1>();
                 if (before >= 0) release(before);
@@ -137,17 +157,44 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
             if (PARTS)
 #pragma unroll
                 for (int j = 0; j < ACC; j++) acc[j] = total[j % SUMS];
+            if constexpr (SPLIT > 1) {
+                constexpr int FOURS = ACC / 4, OWN = FOURS / SPLIT;
+                const int place = (i / SPLIT * 2 + rank) * 2 + which;
+                float4* sums = (float4*)a.sums + place * SPLIT * FOURS * 128 + tid;
+                float4* mine = sums + share * FOURS * 128;
+#pragma unroll
+                for (int j = 0; j < FOURS; j++)
+                    if (j / OWN != share)
+                        __stcg(mine + j * 128, make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
+                named_sync(1 + which, 128);
+                if (tid == 0) gemm_meet<SPLIT>(place);
+                named_sync(1 + which, 128);
+#pragma unroll
+                for (int j = 0; j < FOURS; j++) {
+                    if (j / OWN != share) continue;
+                    const float4 own = make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]);
+                    float4 sum;
+#pragma unroll
+                    for (int p = 0; p < SPLIT; p++) {
+                        const float4 v = p == share ? own : __ldcg(sums + (p * FOURS + j) * 128);
+                        if (p == 0) sum = v;
+                        else sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+                    }
+                    acc[4 * j] = sum.x, acc[4 * j + 1] = sum.y, acc[4 * j + 2] = sum.z, acc[4 * j + 3] = sum.w;
+                }
+            }
 
             const int row0 = (2 * pair + rank) * BM + which * 64, i0 = row0 + 16 * warp + g;
             float sx[2] = {1, 1};
             if constexpr (FP8) sx[0] = i0 < m ? args.x_scale[i0] : 0, sx[1] = i0 + 8 < m ? args.x_scale[i0 + 8] : 0;
 #pragma unroll
             for (int q = 0; q < TILE_N / PART; q++) {
+                if (SPLIT > 1 && q * SPLIT / (TILE_N / PART) != share) continue;
                 const int col0 = col * TILE_N + q * PART;
                 const uint32_t buf = out + turn * OUT_BYTES;
                 turn ^= 1;
-                if (PART == 64 && tid == 0) tma_wait_read<1>();  // the store that used this buffer before has read it
-                named_sync(1 + which, 128);
+                if (PART == 64 && !F32 && tid == 0) tma_wait_read<1>();  // the store that used this buffer before has read it
+                if (!F32) named_sync(1 + which, 128);
                 float v[32];
 #pragma unroll
                 for (int n = 0; n < PART / 8; n++) {
@@ -173,7 +220,13 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
                         v[4 * n] += bf_lo(u), v[4 * n + 1] += bf_hi(u);
                         v[4 * n + 2] += bf_lo(w), v[4 * n + 3] += bf_hi(w);
                     }
+                    if (F32 && c < a.n) {
+                        float* p = (float*)a.out + (size_t)i0 * a.out_stride + c;
+                        if (i0 < m) *(float2*)p = make_float2(v[4 * n], v[4 * n + 1]);
+                        if (i0 + 8 < m) *(float2*)(p + 8 * (size_t)a.out_stride) = make_float2(v[4 * n + 2], v[4 * n + 3]);
+                    }
                 }
+                if (F32) continue;
                 const int row = 16 * warp + (mat & 1) * 8 + r8;
 #pragma unroll
                 for (int n = 0; n < PART / 8; n += 2) {
@@ -202,105 +255,5 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
         if (tid == 0) tma_wait<0>();
     }
     cluster_sync();
-}
-
-// A cluster of four splits k for one tile of 128 columns: KR = 4 for 128 rows, 2 for 256 (two blocks of a half share
-// its weights). Sums meet in shared memory, in the order of the parts; each block finishes its share of the columns.
-template <int KR> DEVICE void gemm_split(const CUtensorMap* mx, const CUtensorMap* mw, bf16* out, int out_stride,
-                                         const GemmArgs& a) {
-    constexpr int BK = 64, B_BYTES = 128 * 128, STAGE_BYTES = A_BYTES + B_BYTES, STAGES = 6, PAIR = 4 / KR;
-    constexpr int SHARE = 64 / KR;  // accumulators a thread finishes
-    extern __shared__ uint8_t raw[];
-    const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + STAGES * STAGE_BYTES, empty = bars + 8 * STAGES;
-    const uint32_t rank = cluster_rank(), half = rank % PAIR, part = rank / PAIR;
-    const int group = threadIdx.x >> 7, tile = blockIdx.x / 4, row = half * BM;
-    const int blocks_k = (a.k + BK - 1) / BK, per = (blocks_k + KR - 1) / KR;
-    const int first = min(blocks_k, (int)part * per), count = min(blocks_k, first + per) - first;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) mbar_init(bars + 8 * i, 1), mbar_init(empty + 8 * i, 2 * PAIR);
-        mbar_init_fence();
-    }
-    cluster_sync();
-    float acc[64];
-    if (group == 2) {
-        if (threadIdx.x == 256) {
-            auto weights = [&](int j) {
-                const uint32_t dst = smem + j % STAGES * STAGE_BYTES + A_BYTES, bar = bars + 8 * (j % STAGES);
-                mbar_expect(bar, STAGE_BYTES);
-                if (PAIR == 1) tma_load(dst, mw, (first + j) * BK, tile * 128, bar), tma_load(dst + B_BYTES / 2, mw, (first + j) * BK, tile * 128 + 64, bar);
-                else tma_load_multi(dst + half * (B_BYTES / 2), mw, (first + j) * BK, tile * 128 + half * 64, bar, (uint16_t)(3 << (part * 2)));
-            };
-            auto tokens = [&](int j) { tma_load(smem + j % STAGES * STAGE_BYTES, mx, (first + j) * BK, row, bars + 8 * (j % STAGES)); };
-            const int ahead = min(count, STAGES);
-            for (int j = 0; j < ahead; j++) weights(j);
-            pdl_wait();
-            pdl_launch();
-            for (int j = 0; j < ahead; j++) tokens(j);
-            for (int j = STAGES; j < count; j++) {
-                mbar_wait(empty + 8 * (j % STAGES), ((j / STAGES) & 1) ^ 1);
-                weights(j);
-                tokens(j);
-            }
-        }
-        __syncwarp();
-    } else {
-        pdl_wait();
-        pdl_launch();
-        const int tid = threadIdx.x & 127;
-        const uint64_t desc_a = wgmma_desc(smem + group * (A_BYTES / 2), 0), desc_b = wgmma_desc(smem + A_BYTES, 0);
-        auto release = [&](int j) {
-            if (PAIR == 1 && tid == 0) mbar_arrive(empty + 8 * (j % STAGES));
-            if (PAIR == 2 && tid < 2) mbar_arrive_cluster(empty + 8 * (j % STAGES), part * 2 + tid);
-        };
-#pragma unroll
-        for (int i = 0; i < 64; i++) acc[i] = 0;
-        for (int j = 0; j < count; j++) {
-            mbar_wait(bars + 8 * (j % STAGES), (j / STAGES) & 1);
-            const uint64_t at = (uint64_t)(j % STAGES * (STAGE_BYTES >> 4));
-            wgmma_touch<64>(acc);
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < 4; i++) wgmma_n128_ss<0>(acc, desc_a + at + 2 * i, desc_b + at + 2 * i, 1);
-            wgmma_commit();
-            wgmma_wait<1>();
-            if (j > 0) release(j - 1);
-        }
-        wgmma_wait<0>();
-        wgmma_touch<64>(acc);
-        if (count > 0) release(count - 1);
-    }
-    cluster_sync();  // every copy has landed and every stage is read: the ring becomes the table of sums
-    if (group < 2) {
-        float* sums = (float*)(raw + (smem - smem_addr(raw)));
-#pragma unroll
-        for (int i = 0; i < 64; i++) sums[i * 256 + threadIdx.x] = acc[i];
-    }
-    cluster_sync();
-    if (group < 2) {
-        const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m, tid = threadIdx.x & 127, g = (tid & 31) >> 2, t = tid & 3;
-        const int r0 = row + group * 64 + 16 * (tid >> 5) + g;
-#pragma unroll
-        for (int i = 0; i < SHARE; i += 2) {
-            const int at = part * SHARE + i, r = r0 + 8 * ((at >> 1) & 1), c = tile * 128 + 8 * (at >> 2) + 2 * t;
-            float v[2] = {0, 0};
-#pragma unroll
-            for (int e = 0; e < 2; e++)
-#pragma unroll
-                for (int p = 0; p < KR; p++) {
-                    float s;
-                    asm volatile("{\n.reg .b32 r;\nmapa.shared::cluster.u32 r, %1, %2;\nld.shared::cluster.f32 %0, [r];\n}\n"
-                                 : "=f"(s) : "r"(smem + ((at + e) * 256 + threadIdx.x) * 4), "r"(p * PAIR + half) : "memory");
-                    v[e] += s;
-                }
-            if (r >= m || c >= a.n) continue;
-            if (a.bias) v[0] += a.bias[c], v[1] += a.bias[c + 1];
-            if (a.residual) {
-                const uint32_t u = *(const uint32_t*)(a.residual + (size_t)r * a.residual_stride + c);
-                v[0] += bf_lo(u), v[1] += bf_hi(u);
-            }
-            *(uint32_t*)(out + (size_t)r * out_stride + c) = pack_bf16(v[0], v[1]);
-        }
-    }
-    cluster_sync();  // nobody leaves while a neighbour may still read here
 }
 #endif  // HOPPER

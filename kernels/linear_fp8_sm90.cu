@@ -90,23 +90,25 @@ DEVICE void fp8_rows(const RowsArgs& a) {
         *(uint2*)(a.out + r * a.out_stride + c) = make_uint2(pack_e4m3(v), pack_e4m3(v + 4));
     }
 }
-#define GEMM_BODY(BN, SWIGLU) gemm<BN, SWIGLU, true>(&mx, &mw, &mw2, &mo, a)
+#define GEMM_BODY(...) gemm<__VA_ARGS__>(&mx, &mw, &mw2, &mo, a)
 #define ROWS_BODY fp8_rows(a)
 #else
-#define GEMM_BODY(BN, SWIGLU) asm volatile("trap;")
+#define GEMM_BODY(...) asm volatile("trap;")
 #define ROWS_BODY asm volatile("trap;")
 #endif
 
 extern "C" __global__ void __launch_bounds__(512) fp8_rows_sm90(const __grid_constant__ RowsArgs a) { ROWS_BODY; }
 
-#define GEMM(NAME, BN, SWIGLU)                                                                              \
+#define GEMM(NAME, ...)                                                                                     \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
              const __grid_constant__ CUtensorMap mw2, const __grid_constant__ CUtensorMap mo,               \
              const __grid_constant__ Fp8Args a) {                                                           \
-        GEMM_BODY(BN, SWIGLU);                                                                              \
+        GEMM_BODY(__VA_ARGS__);                                                                             \
     }
-GEMM(gemm_256_e4m3, 256, false)
-GEMM(gemm_128_e4m3, 128, false)
-GEMM(gemm_swiglu_256_e4m3, 256, true)
-GEMM(gemm_swiglu_128_e4m3, 128, true)
+GEMM(gemm_256_e4m3, 256, false, true)
+GEMM(gemm_128_e4m3, 128, false, true)
+GEMM(gemm_split_2_e4m3, 256, false, true, false, 2)
+GEMM(gemm_split_4_e4m3, 256, false, true, false, 4)
+GEMM(gemm_swiglu_256_e4m3, 256, true, true)
+GEMM(gemm_swiglu_128_e4m3, 128, true, true)

@@ -1,10 +1,9 @@
 // linear on Hopper, many rows: out(m,n) = sum_k x(m,k) * W(n,k), with bias, residual or SwiGLU behind.
 //
 // Contract: x (M,K) and W (N,K) bf16, rows of 16-byte multiples; out (M,N) bf16; f32 sums, k upwards.
-//   gemm        out = x W^T (+ bias) (+ residual); residual may be `out`
+//   gemm        out = x W^T (+ bias) (+ residual); residual may be `out`; out f32 where the name says so
 //   gemm_swiglu out = silu(x W^T) * (x W2^T)
-// M comes from `rows_ptr` when given (a captured graph serves any row count up to its grid), else `m`.
-// A row's bits depend on nothing but that row and W. Rows past M up to a multiple of 128 of a tile that
+// A row's bits in one kernel's result depend on nothing but that row and W. Rows past M up to a multiple of 128 of a tile that
 // is computed anyway may be written (zeros or leftovers of the bucket), never past the tensor map.
 //
 // Work: 2 M N K. Bytes: x, W and out once, in the best case.
@@ -15,13 +14,16 @@
 //        - tiles are walked in bands of 2048 rows so that a band's x and the weights in use stay in L2;
 //        - SwiGLU: gate and up halves of one tile end in the same thread, the product is never stored wide;
 //        - results go through swizzled shared memory to TMA stores that drain behind the next tile.
-//        - up to 256 rows, where tiles are too few for the chip: clusters of four split k (gemm_split). Not launched
-//          by the library: an H100 holds 30 such clusters at once, N = 4096 needs 32, and two turns gain nothing
-//          (out_proj 128 rows: 44.7 us, unsplit 46.1, cuBLAS 28.4). Clusters of two (66 fit) would.
+//        - up to 512 rows, where tiles are too few for the chip: clusters of two share a tile's k in four or two parts
+//          (gemm_split), whose sums meet in memory. H200, 256 rows, down 82 -> 54 us (cuBLAS 49), out_proj 46 -> 34
+//          (30); 512 rows, in two, down 94.6 -> 86.9 (92). Clusters of four, by shared memory, took two turns: of
+//          32 only 30 run at once.
+//        - the first stages' weights are copied before the kernel in front is waited for.
 //        - k in parts (gemm_parts): the sums of linear_batch_sm90.cu, bit for bit, for any number of rows, which
 //          batch_invariant asks for. Two sets of sums leave registers for tiles of 128 columns: on an H100 0.75 to
 //          0.89 of the wide tile's rate, where that kernel in tiles of 128 rows had 0.55.
-// Launch: 384 threads, cluster 2, grid 2 * min(66, pairs of tiles), dynamic smem GEMM_SMEM = 230656.
+// Launch: 384 threads, cluster 2, grid 2 * min(66, pairs of tiles), dynamic smem GEMM_SMEM = 230656; gemm_split a
+//   grid of 2 * parts * pairs, all of which must run at once, and `sums` of 256 KiB a cluster.
 //   Tensor maps bf16, 128-byte swizzle: x box 64 x 128 rows, W and W2 box 64 x (tile / 2) rows, out 64 x 64.
 //   The number in a name is the tile's columns: 128 where 256 would leave clusters without work; SwiGLU 224 where its
 //   rounds of tiles end sooner: 14336 outputs of 512 rows take four rounds of either (H200: 201 -> 179 us).
@@ -30,36 +32,27 @@
 #include "gemm_sm90.cuh"
 
 #if HOPPER
-#define GEMM_BODY(BN, SWIGLU, PARTS) gemm<BN, SWIGLU, false, PARTS>(&mx, &mw, &mw2, &mo, a)
-#define SPLIT_BODY(KR) gemm_split<KR>(&mx, &mw, out, out_stride, a)
+#define GEMM_BODY(...) gemm<__VA_ARGS__>(&mx, &mw, &mw2, &mo, a)
 #else
-#define GEMM_BODY(BN, SWIGLU, PARTS) asm volatile("trap;")
-#define SPLIT_BODY(KR) asm volatile("trap;")
+#define GEMM_BODY(...) asm volatile("trap;")
 #endif
 
-#define GEMM(NAME, BN, SWIGLU, PARTS)                                                                           \
+#define GEMM(NAME, ...)                                                                                     \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
              const __grid_constant__ CUtensorMap mw2, const __grid_constant__ CUtensorMap mo,               \
              const __grid_constant__ GemmArgs a) {                                                          \
-        GEMM_BODY(BN, SWIGLU, PARTS);                                                                       \
+        GEMM_BODY(__VA_ARGS__);                                                                             \
     }
+// Columns of a tile, SwiGLU, e4m3, k in parts, clusters that share a tile's k, f32 results.
 GEMM(gemm_256_sm90_bf16, 256, false, false)
+GEMM(gemm_256_sm90_f32, 256, false, false, false, 1, true)
 GEMM(gemm_128_sm90_bf16, 128, false, false)
+GEMM(gemm_split_2_sm90_bf16, 256, false, false, false, 2)
+GEMM(gemm_split_4_sm90_bf16, 256, false, false, false, 4)
 GEMM(gemm_swiglu_256_sm90_bf16, 256, true, false)
 GEMM(gemm_swiglu_224_sm90_bf16, 224, true, false)
 GEMM(gemm_swiglu_128_sm90_bf16, 128, true, false)
 // The bits of linear_batch_sm90.cu for any number of rows: k in four parts, each added up from zero.
-GEMM(gemm_parts_sm90_bf16, 128, false, true)
-GEMM(gemm_swiglu_parts_sm90_bf16, 128, true, true)
-
-// Launch: 384 threads, cluster 4, grid 4 * ceil(N / 128), dynamic smem 198784; up to 128 rows (4) or 256 (2).
-//   Maps as above, weights in boxes of 64 rows.
-#define SPLIT(NAME, KR)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
-        NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw, bf16* out,     \
-             int out_stride, const __grid_constant__ GemmArgs a) {                                          \
-        SPLIT_BODY(KR);                                                                                     \
-    }
-SPLIT(gemm_split_4_sm90_bf16, 4)
-SPLIT(gemm_split_2_sm90_bf16, 2)
+GEMM(gemm_parts_sm90_bf16, 128, false, false, true)
+GEMM(gemm_swiglu_parts_sm90_bf16, 128, true, false, true)

@@ -36,19 +36,19 @@ def value(pair):
     return pair[0].view(torch.float8_e4m3fn).double() * pair[1].double()[:, None]
 
 
-def prepare(x, w, out, w2=None, bias=None, residual=None, rows_ptr=None, wide=None):
+def prepare(x, w, out, w2=None, bias=None, residual=None, wide=None, split=1):
     m, k, n = x[0].shape[0], x[0].shape[1], w[0].shape[0]
     if wide is None:
         wide = ((m + 255) // 256) * ((n * (2 if w2 is not None else 1) + 255) // 256) >= d.SMS // 2 * 3 // 4
-    box = 128 if wide else 64
+    box = 128 if wide or split > 1 else 64
     two = w2 if w2 is not None else w
     maps = [d.tensor_map(x[0], m, k, 128, 128, item=1), d.tensor_map(w[0], n, k, 128, box, item=1),
             d.tensor_map(two[0], n, k, 128, box, item=1), d.tensor_map(out, m, n, 64, 64)]
-    a = Args(d.ptr(bias), d.ptr(residual), d.ptr(rows_ptr), m, n, k, residual.stride(0) if residual is not None else 0,
-             None, 0, d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]))
+    a = Args(d.ptr(bias), d.ptr(residual), m, n, k, residual.stride(0) if residual is not None else 0,
+             None, 0, d.ptr(linear_gemm.SUMS), d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]))
     tile = box if w2 is not None else 2 * box
-    pairs = ((m + 255) // 256) * ((n + tile - 1) // tile)
-    name = f"gemm_{'swiglu_' if w2 is not None else ''}{2 * box}_e4m3"
+    pairs = ((m + 255) // 256) * ((n + tile - 1) // tile) * split
+    name = f"gemm_{'swiglu_' if w2 is not None else ''}{f'split_{split}' if split > 1 else 2 * box}_e4m3"
     keep = (x, w, two)
     return lambda: keep and M.launch(name, (2 * min(d.SMS // 2, pairs),), 384, maps + [a], 230656, cluster=2)
 
@@ -89,9 +89,9 @@ def test(small):
     d.check("rows of zeros", 0.0 if not zero[0].any() and not zero[1].any() else 1.0, 0)
     for m, n, k in ((1, 8, 16), (2, 200, 80), (130, 264, 4096), (257, 136, 1136)) + (() if small else ((1134, 4096, 14336),)):
         x, w, w2 = to_rows(rnd(m, k)), to_rows(rnd(n, k, scale=k ** -0.5)), to_rows(rnd(n, k, scale=k ** -0.5))
-        bias, res, count = torch.randn(n, device="cuda"), rnd(m, n), torch.tensor([m], device="cuda", dtype=torch.int32)
+        bias, res = torch.randn(n, device="cuda"), rnd(m, n)
         one, two = value(x) @ value(w).T, value(x) @ value(w2).T
-        for name, kw, ref in (("plain", dict(), one), ("all", dict(bias=bias, residual=res, rows_ptr=count), one + bias.double() + res.double()),
+        for name, kw, ref in (("plain", dict(), one), ("all", dict(bias=bias, residual=res), one + bias.double() + res.double()),
                               ("swiglu", dict(w2=w2), silu(one) * two)):
             bits = []
             for wide in (True, False):
@@ -101,7 +101,11 @@ def test(small):
                 d.check(f"fp8 {name} {m}x{n}x{k} wide={wide}", d.error(out, ref), 8e-3)
                 bits.append(out)
             d.check(f"fp8 {name} {m}x{n}x{k} other tile", 0.0 if torch.equal(*bits) else 1.0, 0)
-            kw.pop("rows_ptr", None)
+            for split in linear_gemm.splits(m, n, k // 2) if name != "swiglu" else []:
+                out = torch.full((m, n), float("nan"), device="cuda", dtype=torch.bfloat16)
+                prepare(x, w, out, split=split, **kw)()
+                torch.cuda.synchronize()
+                d.check(f"fp8 split {split} {name} {m}x{n}x{k}", d.error(out, ref), 8e-3)
             bits = []
             for tokens in (8, 16, 32, 64, 128):
                 out = torch.full((m, n), float("nan"), device="cuda", dtype=torch.bfloat16)

@@ -13,7 +13,7 @@ const sm90 = @import("linear_sm90.zig");
 const Task = k.Task;
 const Stream = k.Stream;
 
-pub const kernels = .{ .linear = k.Kernel{ .launch = linear } };
+pub const kernels = .{ .linear = k.Kernel{ .launch = linear, .workspace = sm90.workspace } };
 
 fn linear(t: *const Task, s: *Stream) void {
     const rows = k.rows(t, 0);

@@ -9,6 +9,7 @@ const command = @import("command");
 const decode_file = @import("linear_decode.zig");
 const k = @import("kernel.zig");
 const shared = @import("linear_plain.zig");
+const sm90 = @import("linear_sm90.zig");
 const Args = decode_file.Args;
 const Extra = k.Extra;
 const Stream = k.Stream;
@@ -218,21 +219,11 @@ fn batch(
 }
 
 const GemmArgs = extern struct {
-    bias: ?[*]u8,
-    residual: ?[*]u8,
-    rows_ptr: ?[*]u8 = null,
-    m: i32,
-    n: i32,
-    k: i32,
-    residual_stride: i32,
-    /// For tiles that these kernels do not have.
-    out: ?[*]u8 = null,
-    out_stride: i32 = 0,
+    of: sm90.GemmArgs,
     x_scale: [*]u8,
     w_scale: ?[*]u8,
     w2_scale: ?[*]u8,
 };
-const shared_bytes = 230656;
 
 /// x times the weight of `t`; with `up` the SwiGLU of both.
 pub fn product(
@@ -248,35 +239,32 @@ pub fn product(
     const n = t.cols(4);
     const cols = t.cols(0);
     const clusters = s.gpu.multiprocessors / 2;
-    // Narrow tiles where wide ones would leave clusters without work.
-    const wide = k.blocks(rows, 256) * k.blocks(if (up == null) n else 2 * n, 256) >=
-        clusters * 3 / 4;
+    const p: sm90.Product = .{
+        .of = t,
+        .up = up,
+        .out = out,
+        .out_stride = out_stride,
+        .f32_out = false,
+    };
+    const parts = if (s.invariant) 1 else sm90.splitOf(p, s);
+    const wide = parts > 1 or sm90.isWide(t, up, s);
     const box: u32 = if (wide) 128 else 64;
     const w = k.at(t, 1).?;
     const w2 = if (up) |of| k.at(of, 1).? else w;
-    const a: GemmArgs = .{
-        .bias = k.at(t, 2),
-        .residual = k.at(t, 3),
-        .m = @intCast(rows),
-        .n = @intCast(n),
-        .k = @intCast(cols),
-        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
-        .x_scale = x.scales,
-        .w_scale = w,
-        .w2_scale = w2,
-    };
     const args = .{
         s.mapBytes(x.rows, rows, cols, cols, .{ 128, 128 }),
         s.mapBytes(w + scaleBytes(n), n, cols, cols, .{ 128, box }),
         s.mapBytes(w2 + scaleBytes(n), n, cols, cols, .{ 128, box }),
         s.map(out, rows, n, @intCast(out_stride), .{ 64, 64 }),
-        a,
+        GemmArgs{ .of = sm90.gemmArgs(p), .x_scale = x.scales, .w_scale = w, .w2_scale = w2 },
     };
     const tile: usize = if (up == null) 2 * box else box;
-    const pairs = k.blocks(rows, 256) * k.blocks(n, tile);
+    const pairs = k.blocks(rows, 256) * k.blocks(n, tile) * parts;
     const grid = [3]u32{ 2 * @min(clusters, pairs), 1, 1 };
-    const extra: Extra = .{ .shared_bytes = shared_bytes, .cluster = 2 };
+    const extra: Extra = .{ .shared_bytes = sm90.gemm_shared_bytes, .cluster = 2 };
     const stem = "linear_fp8_sm90";
+    if (parts == 4) return s.launch(stem, "gemm_split_4_e4m3", grid, 384, args, extra);
+    if (parts == 2) return s.launch(stem, "gemm_split_2_e4m3", grid, 384, args, extra);
     if (up != null) {
         if (wide) return s.launch(stem, "gemm_swiglu_256_e4m3", grid, 384, args, extra);
         return s.launch(stem, "gemm_swiglu_128_e4m3", grid, 384, args, extra);

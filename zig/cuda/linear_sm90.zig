@@ -1,5 +1,5 @@
 //! linear on Hopper, bf16: up to 128 rows kernels/linear_batch_sm90.cu, above that
-//! linear_gemm_sm90.cu. Both take a second matrix for SwiGLU.
+//! linear_gemm_sm90.cu. Both take a second matrix for SwiGLU. `linear_fp8.zig` has the same tiles.
 
 const block = @import("../cpu/block.zig");
 const blocks = @import("linear_blocks.zig");
@@ -43,7 +43,8 @@ pub const Product = struct {
 pub fn launch(p: Product, s: *Stream) void {
     const rows = k.rows(p.of, 0);
     if (block.is(k.dtype(p.of, 1))) return blocks.gemm(p, s);
-    if (rows <= batch_rows_max or p.f32_out) return batch(p, s);
+    if (rows <= batch_rows_max) return batch(p, s);
+    if (p.f32_out and (s.invariant or !isWide(p.of, p.up, s))) return batch(p, s);
     gemm(p, s);
 }
 
@@ -88,48 +89,98 @@ fn batch(p: Product, s: *Stream) void {
     };
 }
 
-const GemmArgs = extern struct {
+pub const GemmArgs = extern struct {
     bias: ?[*]u8,
     residual: ?[*]u8,
-    rows_ptr: ?[*]u8 = null,
     m: i32,
     n: i32,
     k: i32,
     residual_stride: i32,
     out: ?[*]u8,
     out_stride: i32,
+    /// Where clusters that share a tile's k add up.
+    sums: ?[*]u8,
 };
-const gemm_shared_bytes = 230656;
+pub const gemm_shared_bytes = 230656;
+const cluster_sum_bytes = 2 * 128 * 256 * @sizeOf(f32);
+/// Clusters of two blocks, each with a multiprocessor, of the largest card that k is split for.
+const split_clusters_max = 66;
+
+pub fn gemmArgs(p: Product) GemmArgs {
+    const t = p.of;
+    return .{
+        .bias = k.at(t, 2),
+        .residual = k.at(t, 3),
+        .m = @intCast(k.rows(t, 0)),
+        .n = k.cols(t, 4),
+        .k = k.cols(t, 0),
+        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
+        .out = p.out,
+        .out_stride = p.out_stride,
+        .sums = t.workspace,
+    };
+}
+
+/// Memory for the sums of a product whose k may be split.
+pub fn workspace(t: *const Task) usize {
+    const rows = t.operands[0].shape[0];
+    const few = rows > batch_rows_max and rows <= split_rows_max and
+        2 * tiles(1, t.cols(4)) <= split_clusters_max;
+    const fast = k.dtype(t, 0) == .bf16 and k.dtype(t, 4) == .bf16 and
+        (k.dtype(t, 1) == .bf16 or k.dtype(t, 1) == .f8_e4m3);
+    return if (few and fast and t.cols(0) >= split_columns_min)
+        split_clusters_max * cluster_sum_bytes
+    else
+        0;
+}
+const split_rows_max = 512;
+/// Each part has columns.
+const split_columns_min = 2048;
+
+/// Tiles of a cluster.
+fn tiles(rows: usize, n: usize) usize {
+    return k.blocks(rows, 256) * k.blocks(n, 256);
+}
+
+/// Whether wide tiles leave few clusters without work.
+pub fn isWide(t: *const Task, up: ?*const Task, s: *const Stream) bool {
+    const columns: usize = if (up == null) t.cols(4) else 2 * t.cols(4);
+    return tiles(k.rows(t, 0), columns) >= s.gpu.multiprocessors / 2 * 3 / 4;
+}
+
+/// Parts of k that give every cluster a tile, all at once, where tiles alone are too few.
+pub fn splitOf(p: Product, s: *const Stream) u32 {
+    const t = p.of;
+    if (p.up != null or workspace(t) == 0) return 1;
+    const clusters = @min(s.gpu.multiprocessors / 2, split_clusters_max);
+    const of = tiles(k.rows(t, 0), t.cols(4));
+    if (4 * of <= clusters) return 4;
+    return if (2 * of <= clusters) 2 else 1;
+}
 
 fn gemm(p: Product, s: *Stream) void {
     const t = p.of;
     const rows = k.rows(t, 0);
     const n = t.cols(4);
     const clusters = s.gpu.multiprocessors / 2;
-    const columns: usize = if (p.up == null) n else 2 * n;
-    // Narrow tiles where wide ones would leave clusters without work.
-    const wide = k.blocks(rows, 256) * k.blocks(columns, 256) >= clusters * 3 / 4 and !s.invariant;
+    const parts = splitOf(p, s);
+    const split = if (s.invariant) parts == 4 else parts > 1;
+    const wide = split or (isWide(t, p.up, s) and !s.invariant);
     const box: u32 = if (!wide) 64 else if (p.up == null) 128 else swigluBox(rows, n, clusters);
-    const a: GemmArgs = .{
-        .bias = k.at(t, 2),
-        .residual = k.at(t, 3),
-        .m = @intCast(rows),
-        .n = @intCast(n),
-        .k = k.cols(t, 0),
-        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
-        .out = p.out,
-        .out_stride = p.out_stride,
-    };
     const weight = weightMap(t, box, s);
     const other = if (p.up) |up| weightMap(up, box, s) else weight;
     const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, 128 });
     const out = s.map(p.out, rows, n, @intCast(p.out_stride), .{ 64, 64 });
     const tile: usize = if (p.up == null) 2 * box else box;
-    const pairs = k.blocks(rows, 256) * k.blocks(n, tile);
+    const pairs = k.blocks(rows, 256) * k.blocks(n, tile) * if (split) parts else 1;
     const grid = [3]u32{ 2 * @min(clusters, pairs), 1, 1 };
     const extra: Extra = .{ .shared_bytes = gemm_shared_bytes, .cluster = 2 };
-    const args = .{ x, weight, other, out, a };
+    const args = .{ x, weight, other, out, gemmArgs(p) };
     const stem = "linear_gemm_sm90";
+    if (split) {
+        if (parts == 4) return s.launch(stem, "gemm_split_4_sm90_bf16", grid, 384, args, extra);
+        return s.launch(stem, "gemm_split_2_sm90_bf16", grid, 384, args, extra);
+    }
     if (s.invariant) { // the order of sums of `batch`
         if (p.up == null) return s.launch(stem, "gemm_parts_sm90_bf16", grid, 384, args, extra);
         return s.launch(stem, "gemm_swiglu_parts_sm90_bf16", grid, 384, args, extra);
@@ -139,6 +190,7 @@ fn gemm(p: Product, s: *Stream) void {
         if (box == 112) return s.launch(stem, "gemm_swiglu_224_sm90_bf16", grid, 384, args, extra);
         return s.launch(stem, "gemm_swiglu_128_sm90_bf16", grid, 384, args, extra);
     }
+    if (p.f32_out) return s.launch(stem, "gemm_256_sm90_f32", grid, 384, args, extra);
     if (wide) return s.launch(stem, "gemm_256_sm90_bf16", grid, 384, args, extra);
     s.launch(stem, "gemm_128_sm90_bf16", grid, 384, args, extra);
 }

@@ -30,8 +30,7 @@ struct ConvArgs {
     const uint32_t* seq_start;
     const uint32_t* past_len;
     const uint32_t* slots;
-    const uint32_t* rows_ptr;  // null: rows
-    long long slot_stride;     // floats
+    long long slot_stride;  // floats
     int rows, channels, x_stride, out_stride, activation;
     int width;  // for the plain twin
     int sequences;
@@ -85,8 +84,8 @@ template <int W> DEVICE void conv1d(const ConvArgs& a) {
     }
     pdl_wait();
     pdl_launch();
-    const int rows = a.rows_ptr ? (int)*a.rows_ptr : a.rows, end = min(t0 + RUN, rows);
-    if (t0 >= rows) return;
+    const int end = min(t0 + RUN, a.rows);
+    if (t0 >= a.rows) return;
     const bf16* x = a.x + c;
     uint2 in[AHEAD], early[W - 1];  // asked for before the edges are known
 #pragma unroll

@@ -19,7 +19,6 @@ struct NormArgs {
     const bf16* gate;  // gated only
     const float* weight;
     bf16* out;
-    const uint32_t* rows_ptr;  // null: as many as the grid has
     int width, groups, x_stride, gate_stride, out_stride;
     float eps;
 };
@@ -37,7 +36,6 @@ template <bool GATED, int PIECES> DEVICE void norm(const NormArgs& a) {
         }
     pdl_wait();
     pdl_launch();
-    if (a.rows_ptr && row >= (int)*a.rows_ptr) return;
     uint4 xr[PIECES], gr[PIECES];
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {

@@ -14,14 +14,13 @@ struct LinearArgs {
     const float* bias;
     const void* residual;
     void* out;
-    const uint32_t* rows_ptr;
     int m, n, k, x_stride, residual_stride, out_stride;
 };
 template <typename T, typename W, typename OUT> DEVICE void linear_ref(const LinearArgs& a) {
     __shared__ float xs[16][65], ws[16][65];
     pdl_wait();
     pdl_launch();
-    const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m, n0 = blockIdx.x * 64, m0 = blockIdx.y * 64;
+    const int m = a.m, n0 = blockIdx.x * 64, m0 = blockIdx.y * 64;
     const int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
     if (m0 >= m) return;
     float acc[4][4] = {};
@@ -55,7 +54,6 @@ struct ElementArgs {
     const void* a;
     const void* b;
     void* out;
-    const uint32_t* rows_ptr;
     int width, a_stride, b_stride, out_stride, mode;
 };
 template <typename T> DEVICE void element_ref(const ElementArgs& e) {
@@ -63,7 +61,7 @@ template <typename T> DEVICE void element_ref(const ElementArgs& e) {
     pdl_launch();
     const int c = blockIdx.x * 256 + threadIdx.x;
     const size_t row = blockIdx.y;
-    if (c >= e.width || (e.rows_ptr && row >= *e.rows_ptr)) return;
+    if (c >= e.width) return;
     const float x = to_f32(((const T*)e.a)[row * e.a_stride + c]);
     const float y = e.mode == 2 ? 0.0f : to_f32(((const T*)e.b)[row * e.b_stride + c]);
     const float r = e.mode == 0 ? x + y : e.mode == 1 ? x * y : e.mode == 2 ? silu(x) : silu(x) * y;
@@ -76,7 +74,6 @@ struct NormRefArgs {
     const void* gate;
     const float* weight;
     void* out;
-    const uint32_t* rows_ptr;
     int width, groups, x_stride, gate_stride, out_stride;
     float eps;
 };
@@ -86,7 +83,6 @@ template <typename T> DEVICE void norm_ref(const NormRefArgs& a) {
     pdl_launch();
     const size_t row = blockIdx.x;
     const int n = a.width / a.groups, first = blockIdx.y * n;
-    if (a.rows_ptr && row >= *a.rows_ptr) return;
     auto value = [&](int i) {
         const float v = to_f32(((const T*)a.x)[row * a.x_stride + first + i]);
         return a.gate ? v * silu(to_f32(((const T*)a.gate)[row * a.gate_stride + first + i])) : v;
@@ -109,7 +105,6 @@ struct ConvRefArgs {
     const uint32_t* seq_start;
     const uint32_t* past_len;
     const uint32_t* slots;
-    const uint32_t* rows_ptr;
     long long slot_stride;
     int rows, channels, x_stride, out_stride, activation, width;
 };
@@ -117,7 +112,7 @@ template <typename T> DEVICE void conv_ref(const ConvRefArgs& a) {
     pdl_wait();
     pdl_launch();
     const int c = blockIdx.x * 128 + threadIdx.x, t = blockIdx.y;
-    if (c >= a.channels || t >= (a.rows_ptr ? (int)*a.rows_ptr : a.rows)) return;
+    if (c >= a.channels || t >= a.rows) return;
     const int s = a.seq_of_token[t], start = a.seq_start[s], past = a.past_len[s];
     float sum = a.bias ? a.bias[c] : 0.0f;
     for (int j = 0; j < a.width; j++) {
@@ -199,51 +194,6 @@ template <typename T, typename S> DEVICE void scan_ref(const ScanRefArgs& a) {
     }
 }
 
-// ---- rope_append as in rope.cu. Grid (tokens), 128. Rows past a sequence's end are not cleared: attention_ref does not read them. ----
-struct RopeRefArgs {
-    void* qkv;
-    const int* positions;
-    const float* inv_freq;
-    void* k_pages;
-    void* v_pages;
-    const uint32_t* seq_of_token;
-    const uint32_t* seq_start;
-    const uint32_t* past_len;
-    const uint32_t* pages;
-    const uint32_t* rows_ptr;
-    long long page_stride;
-    int heads, kv_heads, head_dim, freqs, stride, max_pages;
-    float scale;
-};
-template <typename T> DEVICE void rope_ref(const RopeRefArgs& a) {
-    pdl_wait();
-    pdl_launch();
-    const int t = blockIdx.x, hd = a.head_dim, f = a.freqs;
-    if (a.rows_ptr && t >= (int)*a.rows_ptr) return;
-    const int s = a.seq_of_token[t], at = a.past_len[s] + t - a.seq_start[s];
-    const size_t page = a.pages[(size_t)s * a.max_pages + at / 64];
-    T* token = (T*)a.qkv + (size_t)t * a.stride;
-    for (int i = threadIdx.x; i < (a.heads + 2 * a.kv_heads) * hd; i += 128) {
-        const int h = i / hd, c = i % hd;
-        if (h < a.heads + a.kv_heads && c >= f && c < 2 * f) continue;  // done with its partner
-        const bool pair = h < a.heads + a.kv_heads && c < f;
-        float x = to_f32(token[i]), y = pair ? to_f32(token[i + f]) : 0.0f, sn, cs;
-        if (pair) {
-            sincosf((float)a.positions[t] * a.inv_freq[c], &sn, &cs);
-            const float u = (x * cs - y * sn) * a.scale;
-            y = (y * cs + x * sn) * a.scale, x = u;
-        }
-        T* dst = token + i;
-        if (h >= a.heads) {
-            const int kv = h - a.heads, which = kv % a.kv_heads;
-            T* pool = (T*)(kv < a.kv_heads ? a.k_pages : a.v_pages);
-            dst = pool + page * a.page_stride + ((size_t)which * 64 + at % 64) * hd + c;
-        }
-        dst[0] = from_f32<T>(x);
-        if (pair) dst[f] = from_f32<T>(y);
-    }
-}
-
 // ---- attention over pages, causal; keys upwards, the running maximum rescaled. Grid (tokens, heads), 32. ----
 struct AttentionRefArgs {
     const void* q;
@@ -254,7 +204,6 @@ struct AttentionRefArgs {
     const uint32_t* seq_start;
     const uint32_t* past_len;
     const uint32_t* pages;
-    const uint32_t* rows_ptr;
     long long page_stride;
     int heads, kv_heads, head_dim, q_stride, out_stride, max_pages;  // head_dim <= 256
     float scale;
@@ -264,7 +213,6 @@ template <typename T, typename C> DEVICE void attention_ref(const AttentionRefAr
     pdl_wait();
     pdl_launch();
     const int t = blockIdx.x, head = blockIdx.y, lane = threadIdx.x, hd = a.head_dim;
-    if (a.rows_ptr && t >= (int)*a.rows_ptr) return;
     const int s = a.seq_of_token[t], keys = a.past_len[s] + t - a.seq_start[s] + 1, kv = head / (a.heads / a.kv_heads);
     for (int i = lane; i < hd; i += 32) q[i] = to_f32(((const T*)a.q)[(size_t)t * a.q_stride + head * hd + i]);
     __syncwarp();
@@ -306,7 +254,6 @@ REF(element_ref, 256, ElementArgs)
 REF(norm_ref, 256, NormRefArgs)
 REF(conv_ref, 128, ConvRefArgs)
 REF(conv_state_ref, 128, ConvRefArgs)
-REF(rope_ref, 128, RopeRefArgs)
 // The end of a name says what states, or keys and values, are kept as: none f32, or the activations' dtype.
 #define KEPT(NAME, OF, THREADS, ARGS, T, C)                                                                 \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGS a) { OF<T, C>(a); }

@@ -1,82 +1,18 @@
-// rope_append: rotates q and k of packed tokens and appends k and v to the pages, in one pass.
+// qkv_rope: rotates q and k of packed tokens and appends k and v to the pages, in one pass; then rotary_embedding and
+// rope as single operations.
 //
-// Contract: qkv (T, (heads + 2 kv_heads) * hd) bf16 as the three projections lie side by side; q is rotated
-//   in place, k is rotated and stored, v is stored. The first 2F channels of a head are rotated (rotate
-//   half: channel i with i + F), the rest copied; angles positions[t] * inv_freq in f32, scaled by `scale`.
+// Contract: qkv (T, (heads + 2 kv_heads) * hd) bf16 as the three projections lie side by side; q is rotated to q_out
+//   (T, heads * hd), k is rotated and stored, v is stored. The first 2F channels of a head are rotated (rotate half:
+//   channel i with i + F) by the tables of rotary_embedding, the rest copied; F and hd multiples of 8.
 //   Pages: bf16 [page][kv_head][64 tokens][hd], k and v apart, page_stride elements from page to page;
 //   page i of sequence s is pages[s * max_pages + i]; token at position p of its sequence goes to row
 //   p % 64 of page p / 64. A sequence's last token also clears the rest of its page where this call began
 //   the page: pages hold no stale bits, so readers need no mask on v.
-// Bytes: q twice, k and v twice; small beside the projections.
+// Bytes: q, k and v in and out once; small beside the projections.
+// Ideas: a thread takes eight channels at a time, with their eight partners where they rotate.
 // Launch: 128 threads, grid (T).
 #include "common.cuh"
 
-struct RopeArgs {
-    bf16* qkv;
-    const int* positions;
-    const float* inv_freq;
-    bf16* k_pages;
-    bf16* v_pages;
-    const uint32_t* seq_of_token;
-    const uint32_t* seq_start;
-    const uint32_t* past_len;
-    const uint32_t* pages;
-    const uint32_t* rows_ptr;  // null: as many as the grid has
-    long long page_stride;     // elements
-    int heads, kv_heads, head_dim, freqs, stride, max_pages;
-    float scale;
-};
-
-extern "C" __global__ void __launch_bounds__(128) rope_append_bf16(const __grid_constant__ RopeArgs a) {
-    __shared__ float cs[256], sn[256];
-    const int t = blockIdx.x, hd = a.head_dim, f = a.freqs;
-    pdl_wait();
-    pdl_launch();
-    if (a.rows_ptr && t >= (int)*a.rows_ptr) return;
-    const int seq = a.seq_of_token[t], at = a.past_len[seq] + t - a.seq_start[seq];
-    for (int i = threadIdx.x; i < f; i += 128) {
-        float angle = (float)a.positions[t] * a.inv_freq[i], s, c;
-        sincosf(angle, &s, &c);
-        cs[i] = c * a.scale, sn[i] = s * a.scale;
-    }
-    __syncthreads();
-    const size_t page = a.pages[(size_t)seq * a.max_pages + at / 64];
-    const size_t row0 = page * a.page_stride + (size_t)(at % 64) * hd;
-    const int half = hd / 2, total = (a.heads + 2 * a.kv_heads) * half;
-    bf16* token = a.qkv + (size_t)t * a.stride;
-    for (int i = threadIdx.x; i < total; i += 128) {  // one pair of channels
-        const int h = i / half, j = i % half;
-        const bool v = h >= a.heads + a.kv_heads;
-        // rotated pairs first, then the remaining channels two by two
-        const int c0 = j < f ? j : 2 * f + 2 * (j - f), c1 = j < f ? j + f : c0 + 1;
-        bf16* p = token + (size_t)h * hd;
-        const int e0 = v ? 2 * j : c0, e1 = v ? 2 * j + 1 : c1;
-        float x0 = to_f32(p[e0]), x1 = to_f32(p[e1]);
-        if (!v && j < f) {
-            float y0 = x0 * cs[j] - x1 * sn[j];
-            x1 = x1 * cs[j] + x0 * sn[j], x0 = y0;
-        }
-        bf16* dst = p;
-        if (v) dst = a.v_pages + row0 + (size_t)(h - a.heads - a.kv_heads) * 64 * hd;
-        else if (h >= a.heads) dst = a.k_pages + row0 + (size_t)(h - a.heads) * 64 * hd;
-        dst[e0] = __float2bfloat16_rn(x0), dst[e1] = __float2bfloat16_rn(x1);
-    }
-    const bool last = t + 1 == (int)a.seq_start[seq + 1];
-    const int began = at - at % 64;  // the page's first position
-    if (last && began >= (int)a.past_len[seq]) {
-        const int rest = (63 - at % 64) * hd / 8;
-        for (int h = 0; h < a.kv_heads; h++)
-            for (int i = threadIdx.x; i < rest; i += 128) {
-                const size_t o = row0 + (size_t)h * 64 * hd + hd + (size_t)i * 8;
-                *(uint4*)(a.k_pages + o) = make_uint4(0, 0, 0, 0);
-                *(uint4*)(a.v_pages + o) = make_uint4(0, 0, 0, 0);
-            }
-    }
-}
-
-// ---- qkv_rope: the same from the tables of rotary_embedding, q to a place of its own ----
-// qkv (T, (heads + 2 kv_heads) * hd) bf16, q_out (T, heads * hd); F and hd multiples of 8. A thread takes
-// eight channels at a time, with their eight partners where they rotate. Grid (T), 128.
 struct QkvArgs {
     const bf16* qkv;
     const float* cos;

@@ -52,7 +52,7 @@ class Model:
         bf = lambda *s: torch.randn(*s, device="cuda").bfloat16()
         self.x, self.big, self.y, self.hid = bf(batch, H), bf(batch, 16768), bf(batch, DI), bf(batch, FF)
         self.qkv, self.spare, self.logits = bf(batch, 6144), bf(batch, DI), torch.zeros(batch, V, device="cuda")
-        self.conv = bf(batch, CONV)
+        self.conv, self.q = bf(batch, CONV), bf(batch, 4096)
         self.ids = torch.zeros(batch, device="cuda", dtype=torch.int32)
         self.greedy = sample.settings(batch)[1]
         past = torch.full((batch,), CTX - 1, device="cuda", dtype=torch.int32)
@@ -65,9 +65,9 @@ class Model:
                                 start=torch.arange(batch + 1, device="cuda").int(), lens=[1] * batch)
             else:
                 a = attention.setup([1] * batch, [CTX - 1] * batch, 32, 8)
-                a.update(q=self.qkv[:, :4096], of=slots, slots=slots, pos=past)
+                a.update(q=self.q, of=slots, slots=slots)
                 l["run"] = a
-        self.freq = 1.0 / (10000 ** (torch.arange(32, device="cuda") / 32))
+        self.turns = rowwise.tables(past, 1.0 / (10000 ** (torch.arange(32, device="cuda") / 32)))
 
     def step(self):
         x, big, spare = self.x, self.big, self.spare
@@ -84,7 +84,7 @@ class Model:
             else:
                 p = l["run"]
                 linear(x, l["qkv"], self.qkv, norm=l["norm"], spare=spare)
-                rowwise.rope(p, self.qkv, p["pos"], self.freq, p["kp"], p["vp"], p["pages"], 32, 8, 128, 32)
+                rowwise.rope(p, self.qkv, self.turns, self.q, p["kp"], p["vp"], p["pages"], 32, 8, 128)
                 attention.decode(p)
                 linear(p["out"], l["o"], x, residual=x)
             linear(x, l["gate"], self.hid, norm=l["norm2"], w2=l["up"], spare=spare)

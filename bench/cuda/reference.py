@@ -3,7 +3,7 @@ import ctypes as C
 import sys
 import torch
 import driver as d
-from rowwise import ConvArgs, NormArgs, RopeArgs, packed
+from rowwise import ConvArgs, NormArgs, packed
 
 M, EMBEDDING = d.Module("reference"), d.Module("embedding")
 silu = torch.nn.functional.silu
@@ -15,12 +15,12 @@ def struct(pointers, longs, ints, floats):
                                          [(n, I) for n in ints.split()] + [(n, F) for n in floats.split()]})
 
 
-Linear = struct("x w bias residual out rows_ptr", "", "m n k x_stride residual_stride out_stride", "")
+Linear = struct("x w bias residual out", "", "m n k x_stride residual_stride out_stride", "")
 Rows = struct("table ids out", "", "width table_rows table_stride out_stride", "")
-Element = struct("a b out rows_ptr", "", "width a_stride b_stride out_stride mode", "")
+Element = struct("a b out", "", "width a_stride b_stride out_stride mode", "")
 Scan = struct("x b c dt a_log d dt_bias state seq_start past_len slots y", "slot_stride",
               "x_stride b_stride c_stride dt_stride y_stride heads groups head_dim state_dim", "dt_min dt_max")
-Attention = struct("q k_pages v_pages out seq_of_token seq_start past_len pages rows_ptr", "page_stride",
+Attention = struct("q k_pages v_pages out seq_of_token seq_start past_len pages", "page_stride",
                    "heads kv_heads head_dim q_stride out_stride max_pages", "scale")
 
 
@@ -46,7 +46,7 @@ def test():
         for m, n, k in ((1, 1, 1), (3, 130, 151), (129, 65, 1134)):
             x, w, b, r, out = rnd(m, k), rnd(n, k), torch.randn(n, device="cuda"), rnd(m, n), nan(m, n)
             run(f"linear_ref_{tag}_{tag}", ((n + 63) // 64, (m + 63) // 64), 256,
-                Linear(d.ptr(x), d.ptr(w), d.ptr(b), d.ptr(r), d.ptr(out), None, m, n, k, k, n, n))
+                Linear(d.ptr(x), d.ptr(w), d.ptr(b), d.ptr(r), d.ptr(out), m, n, k, k, n, n))
             d.check(f"linear_ref {tag} {m}x{n}x{k}", d.error(out, x.double() @ w.double().T + b.double() + r.double()), tol)
         table, ids, out = rnd(50, 33), torch.tensor([3, 49, 0, 50, -1], device="cuda").int(), nan(5, 33)
         EMBEDDING.launch(f"rows_{tag}_{tag}", (5,), 128, [Rows(d.ptr(table), d.ptr(ids), d.ptr(out), 33, 50, 33, 33)])
@@ -56,7 +56,7 @@ def test():
         x, y = a.double(), b.double()
         for mode, ref in enumerate((x + y, x * y, silu(x), silu(x) * y)):
             out = nan(3, 300)
-            run("element_ref", (2, 3), 256, Element(d.ptr(a), d.ptr(b), d.ptr(out), None, 300, 300, 300, 300, mode))
+            run("element_ref", (2, 3), 256, Element(d.ptr(a), d.ptr(b), d.ptr(out), 300, 300, 300, 300, mode))
             d.check(f"element_ref {tag} {mode}", d.error(out, ref), tol)
         for rows, width, groups in ((1, 1, 1), (5, 151 * 3, 3), (2, 9000, 1)):
             x, g, w = rnd(rows, width), rnd(rows, width), torch.rand(width, device="cuda") + 0.5
@@ -65,7 +65,7 @@ def test():
                 ref = (v * (v.square().mean(-1, keepdim=True) + 1e-5).rsqrt()).view(rows, width) * w.double()
                 out = nan(rows, width)
                 run("norm_ref", (rows, groups), 256,
-                    NormArgs(d.ptr(x), d.ptr(gate), d.ptr(w), d.ptr(out), None, width, groups, width, width, width, 1e-5))
+                    NormArgs(d.ptr(x), d.ptr(gate), d.ptr(w), d.ptr(out), width, groups, width, width, width, 1e-5))
                 d.check(f"norm_ref {tag} {rows}x{width} gated={gate is not None}", d.error(out, ref), tol)
         lens, past, width, ch = [3, 0, 70, 1], [0, 2, 5, 1], 4, 131
         p = packed(lens, past)
@@ -84,7 +84,7 @@ def test():
             row += n
         out = nan(sum(lens), ch)
         a = ConvRef(d.ptr(x), d.ptr(out), d.ptr(w), d.ptr(b), d.ptr(state), d.ptr(p["of"]), d.ptr(p["start"]), d.ptr(p["past"]),
-                    d.ptr(p["slots"]), None, width * ch, sum(lens), ch, ch, ch, 1, width)
+                    d.ptr(p["slots"]), width * ch, sum(lens), ch, ch, ch, 1, width)
         run("conv_ref", (2, sum(lens)), 128, a)
         d.check(f"conv_ref {tag}", d.error(out, torch.stack(ref)), tol)
         run("conv_state_ref", (2, 4), 128, a)
@@ -112,28 +112,10 @@ def test():
                  heads * hd, groups * N, groups * N, heads, heads * hd, heads, groups, hd, N, 0.0, float("inf")))
         d.check(f"scan_ref {tag} y", d.error(out, torch.stack(ref)), tol)
         d.check(f"scan_ref {tag} state", d.error(state, new), 1e-5)
-        heads, kvh, hd, f, T = 6, 2, 20, 5, sum(lens)
+        heads, kvh, hd, T = 6, 2, 20, sum(lens)
         qkv = rnd(T, (heads + 2 * kvh) * hd)
-        src = qkv.double().view(T, -1, hd)
-        pos = torch.cat([torch.arange(a, a + b) for a, b in zip(past, lens)]).int().cuda()
-        freq = 1.0 / (100 ** (torch.arange(f, device="cuda") / f))
         pages = torch.randperm(8, device="cuda").int().view(4, 2)
         kp, vp = rnd(8, kvh, 64, hd), rnd(8, kvh, 64, hd)
-        ang = pos.double()[:, None] * freq.double()
-        cos, sin = ang.cos()[:, None], ang.sin()[:, None]
-        rot = torch.cat([src[..., :f] * cos - src[..., f:2 * f] * sin, src[..., f:2 * f] * cos + src[..., :f] * sin, src[..., 2 * f:]], -1)
-        rk, rv = kp.double(), vp.double()
-        for t in range(T):
-            s = p["of"][t].item()
-            at = past[s] + t - p["start"][s].item()
-            rk[pages[s, at // 64], :, at % 64] = rot[t, heads:heads + kvh]
-            rv[pages[s, at // 64], :, at % 64] = src[t, heads + kvh:]
-        run("rope_ref", (T,), 128,
-            RopeArgs(*[d.ptr(v) for v in (qkv, pos, freq, kp, vp, p["of"], p["start"], p["past"], pages)], None, kp.stride(0),
-                     heads, kvh, hd, f, qkv.stride(0), 2, 1.0))
-        d.check(f"rope_ref {tag} q", d.error(qkv.view(T, -1, hd)[:, :heads], rot[:, :heads]), max(tol, 1e-5))
-        d.check(f"rope_ref {tag} k", d.error(kp, rk), max(tol, 1e-5))
-        d.check(f"rope_ref {tag} v", d.error(vp, rv), tol)
         ref = []
         for t in range(T):
             s = p["of"][t].item()
@@ -145,7 +127,7 @@ def test():
             ref.append(torch.einsum("hk,khd->hd", w, v).reshape(-1))
         out = nan(T, heads * hd)
         run("attention_ref", (T, heads), 32,
-            Attention(*[d.ptr(v) for v in (qkv, kp, vp, out, p["of"], p["start"], p["past"], pages)], None, kp.stride(0),
+            Attention(*[d.ptr(v) for v in (qkv, kp, vp, out, p["of"], p["start"], p["past"], pages)], kp.stride(0),
                       heads, kvh, hd, qkv.stride(0), heads * hd, 2, 0.3))
         d.check(f"attention_ref {tag}", d.error(out, torch.stack(ref)), tol)
 

@@ -1,4 +1,4 @@
-"""conv1d, norms, rope_append: against float64, then share of copy bandwidth."""
+"""conv1d, norms, qkv_rope: against float64, then share of copy bandwidth."""
 import ctypes as C
 import sys
 import torch
@@ -10,22 +10,21 @@ silu = torch.nn.functional.silu
 
 class ConvArgs(C.Structure):
     _fields_ = [(n, C.c_void_p) for n in ("x", "out", "w", "bias", "state", "seq_of_token", "seq_start", "past_len",
-                                          "slots", "rows_ptr")] + [("slot_stride", C.c_longlong)] + \
+                                          "slots")] + [("slot_stride", C.c_longlong)] + \
                [(n, C.c_int) for n in ("rows", "channels", "x_stride", "out_stride", "activation", "width", "sequences",
                                          "keeps")]
 
 
 class NormArgs(C.Structure):
-    _fields_ = [(n, C.c_void_p) for n in ("x", "gate", "weight", "out", "rows_ptr")] + \
+    _fields_ = [(n, C.c_void_p) for n in ("x", "gate", "weight", "out")] + \
                [(n, C.c_int) for n in ("width", "groups", "x_stride", "gate_stride", "out_stride")] + [("eps", C.c_float)]
 
 
 class RopeArgs(C.Structure):
-    _fields_ = [(n, C.c_void_p) for n in ("qkv", "positions", "inv_freq", "k_pages", "v_pages", "seq_of_token",
-                                          "seq_start", "past_len", "pages", "rows_ptr")] + \
-               [("page_stride", C.c_longlong)] + \
-               [(n, C.c_int) for n in ("heads", "kv_heads", "head_dim", "freqs", "stride", "max_pages")] + \
-               [("scale", C.c_float)]
+    _fields_ = [(n, C.c_void_p) for n in ("qkv", "cos", "sin", "q_out", "k_pages", "v_pages", "seq_of_token",
+                                          "seq_start", "past_len", "pages")] + [("page_stride", C.c_longlong)] + \
+               [(n, C.c_int) for n in ("heads", "kv_heads", "head_dim", "freqs", "stride", "q_stride", "cos_stride",
+                                         "sin_stride", "max_pages")]
 
 
 def packed(lens, past):
@@ -38,7 +37,7 @@ def packed(lens, past):
 def conv(p, which, width, x, out, w, b, state, keeps=False):
     rows, ch = x.shape
     a = ConvArgs(d.ptr(x), d.ptr(out), d.ptr(w), d.ptr(b), d.ptr(state), d.ptr(p["of"]), d.ptr(p["start"]),
-                 d.ptr(p["past"]), d.ptr(p["slots"]), None, state.stride(0), rows, ch, x.stride(0),
+                 d.ptr(p["past"]), d.ptr(p["slots"]), state.stride(0), rows, ch, x.stride(0),
                  out.stride(0) if out is not None else 0, 1, width, len(p["lens"]), keeps)
     grid = ((ch // 4 * ((rows + 15) // 16) + 127) // 128,) if which == "" else ((ch + 255) // 256, len(p["lens"]))
     CONV.launch(f"conv1d{which}_w{width}_bf16", grid, 128 if which == "" else 256, [a])
@@ -81,7 +80,7 @@ def test_conv(small):
 
 
 def norm(x, w, out, gate=None, groups=1):
-    a = NormArgs(d.ptr(x), d.ptr(gate), d.ptr(w), d.ptr(out), None, x.shape[1], groups, x.stride(0),
+    a = NormArgs(d.ptr(x), d.ptr(gate), d.ptr(w), d.ptr(out), x.shape[1], groups, x.stride(0),
                  gate.stride(0) if gate is not None else 0, out.stride(0), 1e-5)
     pieces = next(p for p in (1, 2, 4, 8) if p * 2048 >= x.shape[1] // groups)
     NORM.launch(f"rms_norm_{'gated_' if gate is not None else ''}{pieces}_bf16", (x.shape[0], groups), 256, [a])
@@ -100,15 +99,23 @@ def test_norm():
             d.check(f"rms_norm gated={g is not None} {rows}x{width}/{groups}", d.error(out, ref), 4e-3)
 
 
-def rope(p, qkv, pos, freq, kp, vp, pages, heads, kvh, hd, f):
-    a = RopeArgs(d.ptr(qkv), d.ptr(pos), d.ptr(freq), d.ptr(kp), d.ptr(vp), d.ptr(p["of"]), d.ptr(p["start"]),
-                 d.ptr(p["past"]), d.ptr(pages), None, kp.stride(0), heads, kvh, hd, f, qkv.stride(0), pages.shape[1], 1.0)
-    ROPE.launch("rope_append_bf16", (qkv.shape[0],), 128, [a])
+def tables(pos, freq):
+    """cos and sin of every position."""
+    angle = pos.double()[:, None] * freq.double()
+    return angle.cos().float(), angle.sin().float()
+
+
+def rope(p, qkv, turns, q, kp, vp, pages, heads, kvh, hd):
+    cos, sin = turns
+    a = RopeArgs(d.ptr(qkv), d.ptr(cos), d.ptr(sin), d.ptr(q), d.ptr(kp), d.ptr(vp), d.ptr(p["of"]), d.ptr(p["start"]),
+                 d.ptr(p["past"]), d.ptr(pages), kp.stride(0), heads, kvh, hd, cos.shape[1], qkv.stride(0), q.stride(0),
+                 cos.stride(0), sin.stride(0), pages.shape[1])
+    ROPE.launch("qkv_rope_bf16", (qkv.shape[0],), 128, [a])
 
 
 def test_rope():
     for lens, past, heads, kvh, hd, f in (([1], [0], 4, 2, 128, 32), ([65, 1, 130, 2], [0, 63, 5, 126], 8, 2, 128, 32),
-                                          ([3, 70], [0, 64], 4, 4, 16, 4), ([5, 2], [1, 2], 4, 1, 32, 16)):
+                                          ([3, 70], [0, 64], 4, 4, 16, 8), ([5, 2], [1, 2], 4, 1, 32, 16)):
         p = packed(lens, past)
         T, n = sum(lens), len(lens)
         qkv = torch.randn(T, (heads + 2 * kvh) * hd, device="cuda").bfloat16()
@@ -133,8 +140,9 @@ def test_rope():
                 rk[pg, :, at % 64] = rot[row, heads:heads + kvh]
                 rv[pg, :, at % 64] = x[row, heads + kvh:]
                 row += 1
-        rope(p, qkv, pos, freq, kp, vp, pages, heads, kvh, hd, f)
-        d.check(f"rope q {lens}", d.error(qkv.view(T, -1, hd)[:, :heads], rot[:, :heads]), 4e-3)
+        q = torch.full((T, heads * hd), float("nan"), device="cuda", dtype=torch.bfloat16)
+        rope(p, qkv, tables(pos, freq), q, kp, vp, pages, heads, kvh, hd)
+        d.check(f"rope q {lens}", d.error(q.view(T, heads, hd), rot[:, :heads]), 4e-3)
         d.check(f"rope k {lens}", d.error(kp, rk), 4e-3)
         d.check(f"rope v {lens}", d.error(vp, rv), 1e-6)
 

@@ -190,7 +190,6 @@ const PlainArgs = extern struct {
     seq_start: ?[*]u32,
     past_len: ?[*]u32,
     pages: ?[*]u32,
-    rows_ptr: ?[*]u8 = null,
     page_stride: i64,
     heads: i32,
     kv_heads: i32,

@@ -20,7 +20,6 @@ const Args = extern struct {
     seq_start: ?[*]u32,
     past_len: ?[*]u32,
     slots: ?[*]u32,
-    rows_ptr: ?[*]u8 = null,
     slot_stride: i64,
     rows: i32,
     channels: i32,

@@ -17,7 +17,6 @@ const Args = extern struct {
     a: ?[*]u8,
     b: ?[*]u8,
     out: ?[*]u8,
-    rows_ptr: ?[*]u8 = null,
     width: i32,
     a_stride: i32,
     b_stride: i32,

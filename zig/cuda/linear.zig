@@ -63,35 +63,8 @@ pub fn onHopper(t: *const Task, s: *const Stream) bool {
     return s.gpu.capability == 90 and t.cols(4) % 8 == 0;
 }
 
-const PlainArgs = extern struct {
-    x: ?[*]u8,
-    w: ?[*]u8,
-    bias: ?[*]u8,
-    residual: ?[*]u8,
-    out: ?[*]u8,
-    rows_ptr: ?[*]u8 = null,
-    m: i32,
-    n: i32,
-    k: i32,
-    x_stride: i32,
-    residual_stride: i32,
-    out_stride: i32,
-};
-
 fn plain(t: *const Task, s: *Stream) void {
-    const a: PlainArgs = .{
-        .x = k.at(t, 0),
-        .w = k.at(t, 1),
-        .bias = k.at(t, 2),
-        .residual = k.at(t, 3),
-        .out = k.at(t, 4),
-        .m = @intCast(k.rows(t, 0)),
-        .n = k.cols(t, 4),
-        .k = k.cols(t, 0),
-        .x_stride = k.stride(t, 0),
-        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
-        .out_stride = k.stride(t, 4),
-    };
+    const a = shared.argsOf(t);
     const grid = shared.grid(t);
     const stem = "reference";
     if (k.dtype(t, 0) == .bf16) return switch (k.dtype(t, 4)) {

@@ -1,4 +1,4 @@
-//! Arguments that the plain products with weights in blocks and of e4m3 share: any rows, any card.
+//! Arguments that the plain products share, of any weights: any rows, any card.
 
 const k = @import("kernel.zig");
 const Task = k.Task;

@@ -15,7 +15,6 @@ const Args = extern struct {
     gate: ?[*]u8,
     weight: ?[*]u8,
     out: ?[*]u8,
-    rows_ptr: ?[*]u8 = null,
     width: i32,
     groups: i32,
     x_stride: i32,

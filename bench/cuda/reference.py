@@ -28,10 +28,6 @@ class ScanRef(Scan):
     _fields_ = [("sampling", C.c_void_p)]
 
 
-class ConvRef(C.Structure):
-    _fields_ = ConvArgs._fields_ + [("width", C.c_int)]
-
-
 def test():
     for dtype, tag, tol in ((torch.float32, "f32", 3e-6), (torch.bfloat16, "bf16", 5e-3)):
         def rnd(*s):
@@ -83,8 +79,8 @@ def test():
                     new[slot, (past[s] + n - k) % width] = full[-k]
             row += n
         out = nan(sum(lens), ch)
-        a = ConvRef(d.ptr(x), d.ptr(out), d.ptr(w), d.ptr(b), d.ptr(state), d.ptr(p["of"]), d.ptr(p["start"]), d.ptr(p["past"]),
-                    d.ptr(p["slots"]), width * ch, sum(lens), ch, ch, ch, 1, width)
+        a = ConvArgs(d.ptr(x), d.ptr(out), d.ptr(w), d.ptr(b), d.ptr(state), d.ptr(p["of"]), d.ptr(p["start"]), d.ptr(p["past"]),
+                    d.ptr(p["slots"]), width * ch, sum(lens), ch, ch, ch, 1, width, len(lens), 0)
         run("conv_ref", (2, sum(lens)), 128, a)
         d.check(f"conv_ref {tag}", d.error(out, torch.stack(ref)), tol)
         run("conv_state_ref", (2, 4), 128, a)

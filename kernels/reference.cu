@@ -140,8 +140,8 @@ template <typename T> DEVICE void conv_state_ref(const ConvRefArgs& a) {
     }
 }
 
-// ---- ssm_scan and ssm_update: the recurrence, token by token. Grid (heads, sequences), 256, N <= 256. ----
-// A warp takes every 8th row of P, a lane every 32nd column of N.
+// ---- ssm_scan and ssm_update: the recurrence, token by token. Grid (heads, sequences, ceil(P / 8)), 256, N <= 256. ----
+// A warp takes a row of P, a lane every 32nd column of N.
 struct ScanRefArgs {
     const void* x;
     const void* b;
@@ -166,7 +166,7 @@ template <typename T, typename S> DEVICE void scan_ref(const ScanRefArgs& a) {
     const int head = blockIdx.x, s = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int group = head / (a.heads / a.groups), start = a.seq_start[s], end = a.seq_start[s + 1];
     const float slope = -expf(a.a_log[head]);
-    for (int p = warp; p < a.head_dim; p += 8) {
+    for (int p = blockIdx.z * 8 + warp; p < a.head_dim; p += 8 * gridDim.z) {
         S* st = (S*)a.state + a.slots[s] * a.slot_stride + ((size_t)head * a.head_dim + p) * a.state_dim;
         float h[8];
         for (int i = 0; i < 8; i++) h[i] = i * 32 + lane < a.state_dim && a.past_len[s] ? to_f32(st[i * 32 + lane]) : 0.0f;

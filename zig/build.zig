@@ -153,11 +153,12 @@ const cuda_stems = [_][]const u8{
     "linear_fp8_batch_sm90", "linear_fp8_sm90",   "logits_process",   "loss",
     "linear_batch_sm90",     "linear_gemm_sm90",  "norm",             "peaks",
     "reference",             "rope",              "sample",           "ssm_scan_sm90",
-    "ssm_update",
+    "ssm_update",            "attention_mma",     "blocks_mma",       "linear_mma",
+    "linear_fp8_mma",
 };
 const cuda_headers = [_][]const u8{
     "blocks.cuh", "blocks_int8.cuh", "chain.cuh", "common.cuh", "gemm_sm90.cuh", "hopper.cuh",
-    "wgmma.cuh",
+    "mma.cuh",    "wgmma.cuh",
 };
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
 const cuda_targets = [_][]const u8{
@@ -212,6 +213,7 @@ fn addTests(c: Context, step: *Build.Step) void {
         .use_llvm = true,
     });
     step.dependOn(&b.addRunArtifact(fuzz).step);
+    if (c.target.result.abi.isGnu()) step.dependOn(addEmulated(c));
     for (c.levels) |level| {
         if (!runs(c, level)) {
             const text = b.fmt("skipped: this machine has no level {s}", .{level.name});
@@ -226,6 +228,30 @@ fn addTests(c: Context, step: *Build.Step) void {
         });
         step.dependOn(&b.addRunArtifact(kernels).step);
     }
+}
+
+/// Tests that run CUDA kernels for every card on the CPU: `cuda/emulated/common.cuh`.
+fn addEmulated(c: Context) *Build.Step {
+    const b = c.b;
+    const sources = b.addWriteFiles();
+    const kernels = [_][]const u8{
+        "attention_mma.cu", "linear_fp8_mma.cu", "linear_mma.cu", "mma.cuh",
+    };
+    for (kernels) |name|
+        _ = sources.addCopyFile(b.path(b.fmt("../kernels/{s}", .{name})), name);
+    _ = sources.addCopyFile(b.path("cuda/emulated/common.cuh"), "common.cuh");
+    const root = c.module("cuda/emulated/test.zig", c.target);
+    root.addCSourceFile(.{
+        .file = sources.addCopyFile(b.path("cuda/emulated/kernels.cpp"), "kernels.cpp"),
+        .flags = &.{ "-std=c++17", "-fno-exceptions", "-fno-sanitize=undefined" },
+    });
+    const tests = b.addTest(.{
+        .name = "emulated kernels",
+        .root_module = root,
+        .filters = c.filters,
+        .use_llvm = true,
+    });
+    return &b.addRunArtifact(tests).step;
 }
 
 /// Whether programs for the target run on the machine that builds: QEMU runs another CPU's.

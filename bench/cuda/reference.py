@@ -103,7 +103,7 @@ def test():
                 new[slot] = st
             row += n
         out = nan(sum(lens), heads * hd)
-        run("scan_ref", (heads, 4), 256,
+        run("scan_ref", (heads, 4, hd // 8), 256,
             ScanRef(*[d.ptr(v) for v in (x, B, Cm, dt, A, D, bias, state, p["start"], p["past"], p["slots"], out)], heads * hd * N,
                  heads * hd, groups * N, groups * N, heads, heads * hd, heads, groups, hd, N, 0.0, float("inf")))
         d.check(f"scan_ref {tag} y", d.error(out, torch.stack(ref)), tol)

@@ -1,6 +1,6 @@
 //! kv_append, attention and attention_probs. bf16 throughout with heads of 128:
 //! kernels/attention_decode.cu where every sequence has one token, kernels/attention_sm90.cu on
-//! Hopper; else the plain twin.
+//! Hopper, attention_mma.cu on other cards; else the plain twin.
 //! On a GPU keys lie in their pages as values do: (kv_heads, page_tokens, head_dim).
 
 const command = @import("command");
@@ -79,7 +79,7 @@ fn attention(t: *const Task, s: *Stream) void {
         const splits = k.blocks(t.step.max_pages * command.page_tokens, span_keys);
         const room = t.capacity[1] == t.capacity[2];
         if (room and s.longest() == 1 and splits <= splitsMax(t) and decode(t, s, splits)) return;
-        if (s.gpu.capability == 90) return prefill(t, s);
+        return if (s.gpu.capability == 90) prefill(t, s) else prefillMma(t, s);
     }
     plain(t, s);
 }
@@ -179,6 +179,44 @@ fn prefill(t: *const Task, s: *Stream) void {
     const grid = [3]u32{ heads, k.blocks(s.longest(), 128), t.step.n_seqs };
     const extra: Extra = .{ .shared_bytes = prefill_shared_bytes };
     s.launch("attention_sm90", "attention_sm90_bf16", grid, 384, args, extra);
+}
+
+const MmaArgs = extern struct {
+    q: ?[*]u8,
+    k_pages: ?[*]u8,
+    v_pages: ?[*]u8,
+    out: ?[*]u8,
+    seq_start: ?[*]u32,
+    past_len: ?[*]u32,
+    pages: ?[*]u32,
+    page_stride: i64,
+    heads: i32,
+    kv_heads: i32,
+    q_stride: i32,
+    out_stride: i32,
+    max_pages: i32,
+    scale: f32,
+};
+
+fn prefillMma(t: *const Task, s: *Stream) void {
+    const a: MmaArgs = .{
+        .q = k.at(t, 0),
+        .k_pages = k.at(t, 1),
+        .v_pages = k.at(t, 2),
+        .out = k.at(t, 3),
+        .seq_start = t.step.seq_start,
+        .past_len = t.step.past_len,
+        .pages = t.step.pages,
+        .page_stride = k.pageStride(t, 1),
+        .heads = k.attr(t, 0),
+        .kv_heads = k.attr(t, 1),
+        .q_stride = k.stride(t, 0),
+        .out_stride = k.stride(t, 3),
+        .max_pages = @intCast(t.step.max_pages),
+        .scale = t.attrF(3),
+    };
+    const grid = [3]u32{ t.attrs[0], k.blocks(s.longest(), 64), t.step.n_seqs };
+    s.launch("attention_mma", "attention_mma_bf16", grid, 128, .{a}, .{});
 }
 
 const PlainArgs = extern struct {

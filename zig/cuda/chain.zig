@@ -10,7 +10,6 @@ const fp8 = @import("linear_fp8.zig");
 const k = @import("kernel.zig");
 const linear = @import("linear.zig");
 const main = @import("main.zig");
-const sm90 = @import("linear_sm90.zig");
 const ssm = @import("ssm.zig");
 const products = @import("chain_products.zig");
 const ops = @import("../validate_ops.zig");
@@ -256,7 +255,8 @@ fn normSwiglu(tasks: []const Task, s: *Stream) void {
     }
     const few = decode.takes(k.rows(gate, 0), s);
     const eights = k.dtype(gate, 1) == .f8_e4m3;
-    const fit = if (few) decode.staged(&a, s) else !eights and linear.onHopper(gate, s);
+    const tiles = linear.inTiles(gate) and !(eights and s.gpu.capability == 90);
+    const fit = if (few) decode.staged(&a, s) else tiles;
     if (!fit) return each(tasks, s);
     // The plan may have given the norm's place to the result: it gets another.
     var moved: Task = norm.*;
@@ -271,7 +271,7 @@ fn normSwiglu(tasks: []const Task, s: *Stream) void {
         a.x_stride = k.stride(&moved, 2);
         return decode.launch(.swiglu, a, false, s);
     }
-    sm90.launch(.{
+    linear.tiled(.{
         .of = &from,
         .up = up,
         .out = a.out,

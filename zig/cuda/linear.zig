@@ -1,13 +1,14 @@
-//! linear: bf16 throughout has fast kernels (`linear_decode.zig`, `linear_sm90.zig`), and so has
-//! bf16 times weights in blocks (`linear_blocks.zig`) or of e4m3 (`linear_fp8.zig`). Other dtypes,
-//! shapes and cards take the plain twin, which adds over k upwards as the CPU does. On a GPU
-//! weights lie in rows, those in blocks in panels of its own (`blocks.zig`).
+//! linear: bf16 throughout has fast kernels (`linear_decode.zig`, `linear_sm90.zig`, on other cards
+//! `linear_mma.zig`), and so has bf16 times weights in blocks (`linear_blocks.zig`) or of e4m3
+//! (`linear_fp8.zig`). Other dtypes and shapes take the plain twin, which adds over k upwards as
+//! the CPU does. On a GPU weights lie in rows, those in blocks in panels of its own (`blocks.zig`).
 
 const block = @import("../cpu/block.zig");
 const blocks = @import("linear_blocks.zig");
 const k = @import("kernel.zig");
 const decode = @import("linear_decode.zig");
 const fp8 = @import("linear_fp8.zig");
+const mma = @import("linear_mma.zig");
 const shared = @import("linear_plain.zig");
 const sm90 = @import("linear_sm90.zig");
 const Task = k.Task;
@@ -31,7 +32,7 @@ fn linear(t: *const Task, s: *Stream) void {
             .out_stride = k.stride(t, 4),
             .f32_out = f32_out,
         };
-        if (onHopper(t, s)) return sm90.launch(product, s);
+        if (inTiles(t)) return tiled(product, s);
         if (in_blocks and rows <= decode.rows_max) return decode.launch(.plain, a, f32_out, s);
     }
     if (block.is(k.dtype(t, 1))) return blocks.plain(t, s);
@@ -59,8 +60,13 @@ pub fn isFast(t: *const Task) bool {
         t.cols(0) % columns == 0 and k.aligned(t, &.{ 0, 3 }) and
         @intFromPtr(t.data[1].?) % 16 == 0;
 }
-pub fn onHopper(t: *const Task, s: *const Stream) bool {
-    return s.gpu.capability == 90 and t.cols(4) % 8 == 0;
+/// Whether the kernels for many rows take the command's outputs.
+pub fn inTiles(t: *const Task) bool {
+    return t.cols(4) % 8 == 0;
+}
+/// A product of many rows, whose inputs and outputs the fast kernels take.
+pub fn tiled(p: sm90.Product, s: *Stream) void {
+    if (s.gpu.capability == 90) sm90.launch(p, s) else mma.launch(p, s);
 }
 
 fn plain(t: *const Task, s: *Stream) void {

@@ -1,5 +1,6 @@
 //! linear with weights in blocks: a few rows kernels/blocks_decode.cu, more of them on Hopper
-//! blocks_gemm_sm90.cu, f32 activations and other cards the plain twin in blocks.cu.
+//! blocks_gemm_sm90.cu (on other cards `linear_mma.zig`), f32 activations the plain twin in
+//! blocks.cu.
 
 const block = @import("../cpu/block.zig");
 const command = @import("command");

@@ -1,13 +1,15 @@
 //! linear with e4m3 weights. A few rows: kernels/linear_fp8.cu, activations as they are. More on
 //! Hopper: the rows become e4m3, each with a scale of its own and with what stands in front of the
 //! product (a norm, a gated norm), and are multiplied in e4m3: up to 128 rows by
-//! kernels/linear_fp8_batch_sm90.cu, above that by linear_fp8_sm90.cu. What is left takes the plain
-//! way. A weight lies as f32 scales of all its rows, whole panels of them, and then the rows.
+//! kernels/linear_fp8_batch_sm90.cu, above that by linear_fp8_sm90.cu; on other cards by
+//! linear_fp8_mma.cu as they are. What is left takes the plain way. A weight lies as f32 scales of
+//! all its rows, whole panels of them, and then the rows.
 
 const std = @import("std");
 const command = @import("command");
 const decode_file = @import("linear_decode.zig");
 const k = @import("kernel.zig");
+const mma = @import("linear_mma.zig");
 const shared = @import("linear_plain.zig");
 const sm90 = @import("linear_sm90.zig");
 const Args = decode_file.Args;
@@ -77,10 +79,13 @@ fn once(a: Args, s: *Stream) void {
 /// A product by itself, whose inputs the fast kernels take.
 pub fn linear(t: *const Task, s: *Stream) void {
     const f32_out = k.dtype(t, 4) == .f32;
-    if (decode_file.takes(k.rows(t, 0), s) or f32_out)
+    const hopper = s.gpu.capability == 90;
+    if (decode_file.takes(k.rows(t, 0), s) or (f32_out and hopper))
         return decode(.plain, decode_file.arguments(t), f32_out, s);
-    if (!many(t, s)) return plain(t, s);
-    product(t, null, toEights(.{ .of = t }, s), k.at(t, 4), k.stride(t, 4), s);
+    const out, const out_stride = .{ k.at(t, 4), k.stride(t, 4) };
+    if (many(t, s)) return product(t, null, toEights(.{ .of = t }, s), out, out_stride, s);
+    if (hopper or t.cols(4) % 8 != 0) return plain(t, s);
+    mma.launch(.{ .of = t, .out = out, .out_stride = out_stride, .f32_out = f32_out }, s);
 }
 
 /// Whether a product, whose inputs the fast kernels take, runs in e4m3 throughout.

@@ -251,7 +251,8 @@ fn recurrence(t: *const Task, s: *Stream) void {
         .dt_max = t.attrF(5),
         .sampling = @ptrCast(t.step.sampling),
     };
-    const grid = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
+    const channels = k.blocks(t.attrs[1], 8); // eight warps, each with one of a head's channels
+    const grid = [3]u32{ t.attrs[0], t.step.n_seqs, channels };
     const kept = [2]DType{ k.dtype(t, 0), k.dtype(t, 7) };
     k.launchKept(s, "reference", "scan_ref", .f32, kept, grid, 256, .{a});
 }

@@ -1,0 +1,21 @@
+// Kernels that test.zig starts on the CPU. The build lays this file, common.cuh and the kernels' sources into one folder.
+#include "attention_mma.cu"
+#include "linear_fp8_mma.cu"
+#include "linear_mma.cu"
+
+#define START(NAME, ARGS) \
+    if (!strcmp(name, #NAME)) return emulate([](const void* p) { NAME(*(const ARGS*)p); }, args, grid, threads)
+#define START_MMA(NAME) \
+    START(NAME##_128, MmaArgs); \
+    START(NAME##_128_swiglu, MmaArgs); \
+    START(NAME##_64, MmaArgs); \
+    START(NAME##_64_swiglu, MmaArgs)
+
+// Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
+extern "C" void bamba_emulate(const char* name, const void* args, int x, int y, int z, int threads) {
+    const Index grid = {x, y, z};
+    START(attention_mma_bf16, AttentionArgs);
+    START_MMA(linear_mma);
+    START_MMA(fp8_mma);
+    abort();
+}

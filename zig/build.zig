@@ -235,12 +235,13 @@ fn addEmulated(c: Context) *Build.Step {
     const b = c.b;
     const sources = b.addWriteFiles();
     const kernels = [_][]const u8{
-        "attention_mma.cu", "linear_fp8_mma.cu", "linear_mma.cu", "mma.cuh",
+        "attention_mma.cu", "blocks.cuh", "blocks_mma.cu", "linear_fp8_mma.cu",
+        "linear_mma.cu",    "mma.cuh",
     };
     for (kernels) |name|
         _ = sources.addCopyFile(b.path(b.fmt("../kernels/{s}", .{name})), name);
     _ = sources.addCopyFile(b.path("cuda/emulated/common.cuh"), "common.cuh");
-    const root = c.module("cuda/emulated/test.zig", c.target);
+    const root = c.module("emulated.zig", c.target);
     root.addCSourceFile(.{
         .file = sources.addCopyFile(b.path("cuda/emulated/kernels.cpp"), "kernels.cpp"),
         .flags = &.{ "-std=c++17", "-fno-exceptions", "-fno-sanitize=undefined" },

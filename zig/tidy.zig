@@ -20,9 +20,9 @@ const generated = [_][]const u8{"src/native/bindings.gen.ts"};
 
 /// Files that programs, tests and users start from.
 const roots = [_][]const u8{
-    "zig/build.zig", "zig/lib.zig",                "zig/cpu/main.zig", "zig/bindings.zig",
-    "zig/tidy.zig",  "zig/fuzz.zig",               "mod.ts",           "src/cli/main.ts",
-    "src/assert.ts", "zig/cuda/emulated/test.zig",
+    "zig/build.zig", "zig/lib.zig",      "zig/cpu/main.zig", "zig/bindings.zig",
+    "zig/tidy.zig",  "zig/fuzz.zig",     "mod.ts",           "src/cli/main.ts",
+    "src/assert.ts", "zig/emulated.zig",
 };
 /// Modules by name.
 const modules = [_][2][]const u8{

@@ -114,6 +114,15 @@ DEVICE uint32_t pack_bf16(float lo, float hi) { return to_bf16(lo) | to_bf16(hi)
 DEVICE uint4 pack8(const float* v) {
     return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
+DEVICE float __fmul_rn(float a, float b) { return a * b; }
+DEVICE float __fsub_rn(float a, float b) { return a - b; }
+struct Half { _Float16 number; };
+DEVICE Half __ushort_as_half(unsigned short bits) {
+    Half h;
+    memcpy(&h, &bits, 2);
+    return h;
+}
+DEVICE float __half2float(Half h) { return (float)h.number; }
 DEVICE float fast_exp2(float v) { return exp2f(v); }
 DEVICE float silu(float v) { return v / (1.0f + expf(-v)); }
 
@@ -124,6 +133,10 @@ DEVICE uint32_t smem_addr(const void* p) {
     return (uint32_t)((uint8_t*)p - below);
 }
 DEVICE void sts128(uint32_t at, uint4 v) { memcpy(below + at, &v, 16); }
+// Named by functions of blocks.cuh that no kernel here calls.
+uint4 lds128(uint32_t);
+uint32_t lds32(uint32_t), __byte_perm(uint32_t, uint32_t, uint32_t);
+float __shfl_sync(uint32_t, float, int);
 DEVICE void pdl_wait() {}
 DEVICE void pdl_launch() {}
 DEVICE void cp_async16(uint32_t to, const void* from, bool valid) {

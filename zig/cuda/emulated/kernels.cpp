@@ -1,5 +1,6 @@
 // Kernels that test.zig starts on the CPU. The build lays this file, common.cuh and the kernels' sources into one folder.
 #include "attention_mma.cu"
+#include "blocks_mma.cu"
 #include "linear_fp8_mma.cu"
 #include "linear_mma.cu"
 
@@ -17,5 +18,10 @@ extern "C" void bamba_emulate(const char* name, const void* args, int x, int y, 
     START(attention_mma_bf16, AttentionArgs);
     START_MMA(linear_mma);
     START_MMA(fp8_mma);
+    START_MMA(blocks_mma_q8_0);
+    START_MMA(blocks_mma_q4_0);
+    START_MMA(blocks_mma_q4_k);
+    START_MMA(blocks_mma_q5_k);
+    START_MMA(blocks_mma_q6_k);
     abort();
 }

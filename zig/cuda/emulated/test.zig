@@ -2,6 +2,8 @@
 //! indices, tiles, masks and rings against sums in f64. Hopper's own instructions need a Hopper.
 
 const std = @import("std");
+const block = @import("../../cpu/block.zig");
+const panels = @import("../blocks.zig");
 const testing = std.testing;
 const allocator = testing.allocator;
 
@@ -197,6 +199,72 @@ fn eighth(bits: u8) f64 {
     const exponent: i32 = bits >> 3 & 15;
     const size = if (exponent == 0) low / 512 else std.math.scalbn(8 + low, exponent - 10);
     return if (bits > 127) -size else size;
+}
+
+test "blocks_mma: every type's values, rounded to bf16 once" {
+    inline for (.{ .q8_0, .q4_0, .q4_k, .q5_k, .q6_k }) |d| {
+        try blocks(d, .{ .m = 9, .n = 24, .k = 256 }, 64);
+        try blocks(d, .{ .m = 5, .n = 72, .k = 256, .two = true }, 128);
+    }
+}
+/// A matrix in blocks, any bytes whose scales are small numbers: values, and panels of a GPU.
+fn inBlocks(comptime d: block.DType, c: Case) !struct { []f32, []u8 } {
+    const row_bytes = block.rowBytes(d, c.k);
+    const file = try allocator.alloc(u8, c.n * row_bytes);
+    defer allocator.free(file);
+    random.random().bytes(file);
+    const size = block.bytes(d);
+    for (0..file.len / size) |i| {
+        const at = file[i * size ..][0..size];
+        at[if (d == .q6_k) size - 1 else 1] = 0x2c; // f16 of 1/16
+        if (d == .q4_k or d == .q5_k) at[3] = 0x2c;
+    }
+    const values = try allocator.alloc(f32, c.n * c.k);
+    const packed_rows = std.mem.alignForward(usize, c.n, 16);
+    const panel_bytes = try allocator.alloc(u8, packed_rows * row_bytes);
+    for (0..c.n) |r|
+        block.dequantizeRow(d, file[r * row_bytes ..].ptr, c.k, values[r * c.k ..].ptr);
+    var r: usize = 0;
+    while (r < c.n) : (r += 16) {
+        const to = panel_bytes[r * row_bytes ..].ptr;
+        panels.pack(d, to, file[r * row_bytes ..].ptr, @min(16, c.n - r), c.k);
+    }
+    return .{ values, panel_bytes };
+}
+fn blocks(comptime d: block.DType, c: Case, size: usize) !void {
+    const x = try matrix(c.m * c.k);
+    defer allocator.free(x);
+    const w, const w_panels = try inBlocks(d, c);
+    defer allocator.free(w);
+    defer allocator.free(w_panels);
+    const w2, const w2_panels = try inBlocks(d, c);
+    defer allocator.free(w2);
+    defer allocator.free(w2_panels);
+    const out = try allocator.alloc(f32, c.m * c.n);
+    defer allocator.free(out);
+    multiply("blocks_mma_" ++ @tagName(d), size, &.{
+        .x = x.ptr,
+        .w = w_panels.ptr,
+        .w2 = if (c.two) w2_panels.ptr else null,
+        .out = out.ptr,
+        .m = @intCast(c.m),
+        .n = @intCast(c.n),
+        .k = @intCast(c.k),
+        .x_stride = @intCast(c.k),
+        .out_stride = @intCast(c.n),
+        .out_f32 = 1,
+    });
+    var off: Error = .{};
+    for (0..c.m) |i| for (0..c.n) |j| {
+        var sums: [2]f64 = @splat(0);
+        for (0..c.k) |e| {
+            const v = value(x[i * c.k + e]);
+            sums[0] += v * value(bf16(w[j * c.k + e]));
+            sums[1] += v * value(bf16(w2[j * c.k + e]));
+        }
+        off.add(out[i * c.n + j], if (c.two) silu(sums[0]) * sums[1] else sums[0]);
+    };
+    try off.expect(1e-5);
 }
 
 // ---- attention -----------------------------------------------------------------------------

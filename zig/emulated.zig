@@ -1,0 +1,5 @@
+//! Where the tests of CUDA kernels on a CPU start, so that they see the library's files.
+
+test {
+    _ = @import("cuda/emulated/test.zig");
+}

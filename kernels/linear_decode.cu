@@ -16,6 +16,9 @@
 //          added in warp order; blocks stay resident and the ring runs on across tiles;
 //        - the ring is filled before `griddepcontrol.wait`: weights stream while the kernel before drains;
 //        - the norm's 1/rms is applied to the sums, so x is read once and nothing waits for its reduction.
+// Tried: asking L2 for the three steps behind the ring while x is fetched, which keeps x waiting: a token of Bamba-9B on an
+//   H200 takes 4.69 ms without (0.87 of the read bandwidth), 4.78 with it, 4.84 with six (an H100 was not measured); a part
+//   of the ring filled only behind x's loads 4.71 to 4.84; more of x asked for at once 4.72; four slots 4.70.
 // Launch: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
 //   dynamic shared memory: see `gemv_smem` below (STAGES ring slots of 16 KB, then x when it is staged).
 #include "common.cuh"
@@ -135,15 +138,6 @@ DEVICE void gemv(const GemvArgs& a) {
             asm volatile("prefetch.global.L1 [%0];" ::"l"(a.norm_weight + i));
     pdl_wait();
     pdl_launch();
-    if (t < 2 && c_left > 0) {  // memory works on into L2 while x is fetched (asked for earlier, it costs 3 %)
-        const int r = c_tile * TILE_N + g + (!SWIGLU && t ? 8 : 0);
-        const bf16* p = (SWIGLU && t ? a.w2 : a.w) + (size_t)min(r, a.n - 1) * a.k;
-#pragma unroll
-        for (int i = 0; i < 3; i++) {
-            int step = c_step + i < iters ? c_step + i : c_step + i - iters, k = (step * WARPS + warp) * STEP;
-            if (c_it + i < iters && k < a.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + k));
-        }
-    }
     if (STAGED) stage_x<MODE>(a, xs, &fixed);
 
     int slot = 0, buffer = 0;

@@ -19,7 +19,9 @@
 // Reached, batch 1, in_proj / out_proj / gate_up / down / lm_head: on an H100 (read 3.14 TB/s) 86 / 70 / 86 / 84 / 91 %;
 //   a whole token of Bamba-9B 3.86 ms, 83 %; on an H200 (read 4.62 TB/s) 3.04 ms, 71 %: what is missing is the same
 //   5 us a launch as in bf16 (4.81 ms there, 84 %), now beside half the bytes. Copies with running addresses and
-//   without checks of rows (x is zero beyond K) took the loop from 261 to 175 instructions a warp and 2 KB.
+//   without checks of rows (x is zero beyond K) took the loop from 261 to 175 instructions a warp and 2 KB. Then, without
+//   asking L2 for what lies behind the ring (which kept x waiting), a layer with its state took 82.9 us for 86.4 there,
+//   75 % of its floor. Blocks end 3 to 11 us apart, and x is in place 2 to 3 us behind the last one's end.
 // Launch: fp8_decode: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
 //   dynamic smem STAGES * 16384 + (staged: batch * (K to a multiple of 1024, + 8) * 2).
 //   fp8_linear: 256 threads, grid (ceil(N / 64), ceil(M / 64)).
@@ -170,15 +172,6 @@ template <bool STAGED, int STAGES> DEVICE void decode(const DecodeArgs& a) {
             asm volatile("prefetch.global.L1 [%0];" ::"l"(a.norm_weight + i));
     pdl_wait();
     pdl_launch();
-    if (t < 2 && c_left > 0) {  // memory works on into L2 while x is fetched
-        const uint8_t* p = t ? p1 : p0;
-#pragma unroll
-        for (int i = 0; i < 3; i++) {
-            int k = c_k + i * STRIDE;
-            if (k >= iters * STRIDE) k -= iters * STRIDE;
-            if (c_it + i < iters && k < a.k) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + k));
-        }
-    }
     if (threadIdx.x < 8) fixed.zeros[threadIdx.x] = 0;  // seen by all behind the barrier of `stage`
     if (STAGED) stage(a, xs, iters * STRIDE, &fixed);
 

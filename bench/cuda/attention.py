@@ -5,12 +5,13 @@ import torch
 import driver as d
 
 PRE, DEC = d.Module("attention_sm90"), d.Module("attention_decode")
-SMEM = 164992
+SMEM = 197888
 
 
 class Args(C.Structure):
     _fields_ = [(n, C.c_void_p) for n in ("out", "seq_start", "past_len", "pages")] + \
-               [(n, C.c_int) for n in ("heads", "kv_heads", "out_stride", "max_pages", "page_rows")] + [("scale", C.c_float)]
+               [(n, C.c_int) for n in ("heads", "kv_heads", "out_stride", "max_pages", "page_rows")] + \
+               [("scale", C.c_float), ("tiles", C.c_int), ("seqs", C.c_int)]
 
 
 class DecodeArgs(C.Structure):
@@ -54,9 +55,11 @@ def prefill(p):
     rows = (kp.shape[0] - 1) * (kp.stride(0) // 128) + kp.shape[1] * 64
     maps = [d.tensor_map(q, q.shape[0], p["heads"] * 128, 64, 64)] + \
            [d.tensor_map(t, rows, 128, 64, 64, stride=128) for t in (kp, vp)]
+    tiles, seqs = (max(p["lens"]) + 127) // 128, len(p["lens"])
     a = Args(d.ptr(p["out"]), d.ptr(p["start"]), d.ptr(p["past"]), d.ptr(p["pages"]), p["heads"], p["kvh"],
-             p["out"].stride(0), p["pages"].shape[1], kp.stride(0) // 128, 128 ** -0.5)
-    PRE.launch("attention_sm90_bf16", (p["heads"], (max(p["lens"]) + 127) // 128, len(p["lens"])), 384, maps + [a], SMEM)
+             p["out"].stride(0), p["pages"].shape[1], kp.stride(0) // 128, 128 ** -0.5, tiles, seqs)
+    grid = p["heads"] * tiles * seqs  # as zig/cuda/attention.zig does
+    PRE.launch("attention_sm90_bf16", (min(d.SMS, grid) if seqs == 1 else grid,), 384, maps + [a], SMEM)
 
 
 def decode(p):
@@ -91,7 +94,7 @@ def test(small):
     cases = [([1], [0], 4, 1), ([64], [0], 4, 4), ([129, 2, 0, 63], [0, 100, 5, 64], 8, 2), ([1, 1, 1], [0, 700, 63], 8, 1)]
     if not small:
         cases += [([1134, 151, 130, 3], [0, 64, 1000, 128], 32, 8), ([4128], [0], 8, 2), ([300], [2000], 8, 4),
-                  ([1] * 9, [0, 1, 511, 512, 513, 5000, 63, 64, 4127], 32, 8)]
+                  ([1] * 9, [0, 1, 511, 512, 513, 5000, 63, 64, 4127], 32, 8), ([200, 70], [63, 127], 8, 2)]
     for lens, past, heads, kvh in cases:
         p = setup(lens, past, heads, kvh, 2)
         ref = reference(p)
@@ -108,6 +111,16 @@ def test(small):
                 decode(p)
                 torch.cuda.synchronize()
                 d.check(f"attention_decode {past} heads {heads}/{kvh} round {i}", d.error(p["out"], ref), 6e-3)
+    # One sequence cut anywhere: the same bits.
+    p = setup([1000], [0], 8, 2)
+    p["q"] *= 4
+    prefill(p)
+    for a, b in ((0, 300), (300, 500), (500, 1000)):
+        part = dict(p, q=p["q"][a:b], out=torch.full_like(p["out"][a:b], float("nan")), lens=[b - a],
+                    start=torch.tensor([0, b - a], device="cuda").int(), past=torch.tensor([a], device="cuda").int())
+        prefill(part)
+        torch.cuda.synchronize()
+        d.check(f"attention cut {a} to {b}, same bits", 0.0 if torch.equal(part["out"], p["out"][a:b]) else 1.0, 0)
 
 
 def bench():

@@ -21,7 +21,9 @@ fn kept(t: *const Task, i: usize) [2]command.DType {
 }
 
 const fast_head_dim = 128;
-const prefill_shared_bytes = 164992;
+const prefill_shared_bytes = 197888;
+/// Queries of one head that make a tile of the kernel for prompts.
+const tile_queries = 128;
 const decode_shared_bytes = 49152;
 /// Keys that one block of the decoding kernel takes, and floats it leaves for each head.
 const span_keys = 512;
@@ -151,6 +153,8 @@ const PrefillArgs = extern struct {
     max_pages: i32,
     page_rows: i32,
     scale: f32,
+    tiles: i32,
+    seqs: i32,
 };
 
 fn prefill(t: *const Task, s: *Stream) void {
@@ -158,6 +162,7 @@ fn prefill(t: *const Task, s: *Stream) void {
     const page_rows: u32 = @intCast(@divExact(k.pageStride(t, 1), fast_head_dim));
     const page_data = t.attrs[1] * command.page_tokens;
     const rows = (s.pages -| 1) * page_rows + page_data;
+    const tiles = k.blocks(s.longest(), tile_queries);
     const a: PrefillArgs = .{
         .out = k.at(t, 3),
         .seq_start = t.step.seq_start,
@@ -169,6 +174,8 @@ fn prefill(t: *const Task, s: *Stream) void {
         .max_pages = @intCast(t.step.max_pages),
         .page_rows = @intCast(page_rows),
         .scale = t.attrF(3),
+        .tiles = @intCast(tiles),
+        .seqs = @intCast(t.step.n_seqs),
     };
     const args = .{
         s.map(k.at(t, 0), k.rows(t, 0), heads * fast_head_dim, t.stride(0), .{ 64, 64 }),
@@ -176,7 +183,10 @@ fn prefill(t: *const Task, s: *Stream) void {
         s.map(k.at(t, 2), rows, fast_head_dim, fast_head_dim, .{ 64, 64 }),
         a,
     };
-    const grid = [3]u32{ heads, k.blocks(s.longest(), 128), t.step.n_seqs };
+    // Tiles of one sequence are dealt out beforehand; those of several the GPU hands to whatever
+    // multiprocessor is free.
+    const all = heads * tiles * t.step.n_seqs;
+    const grid = [3]u32{ if (t.step.n_seqs == 1) @min(s.gpu.multiprocessors, all) else all, 1, 1 };
     const extra: Extra = .{ .shared_bytes = prefill_shared_bytes };
     s.launch("attention_sm90", "attention_sm90_bf16", grid, 384, args, extra);
 }

@@ -60,17 +60,27 @@ pub const Rows = struct {
         };
     }
 
+    /// The tile's rows from number i on.
+    pub inline fn below(r: Rows, i: usize) Rows {
+        return .{
+            .q = r.q + i,
+            .scales = r.scales + i,
+            .totals = r.totals + i,
+            .starts = r.starts + i,
+        };
+    }
+
     /// Columns 4 g to 4 g + 3 of a run of row i, in every lane.
-    pub inline fn bytes(r: Rows, comptime h: usize, n: usize, g: usize, i: usize) int8.Signed {
+    pub inline fn bytes(r: Rows, h: usize, n: usize, g: usize, i: usize) int8.Signed {
         return int8.splatBytes(r.q[(n * 8 + g) * h + i]);
     }
-    pub inline fn scale(r: Rows, comptime h: usize, n: usize, i: usize) simd.F {
+    pub inline fn scale(r: Rows, h: usize, n: usize, i: usize) simd.F {
         return simd.splat(r.scales[n * h + i]);
     }
-    pub inline fn total(r: Rows, comptime h: usize, n: usize, i: usize) simd.F {
+    pub inline fn total(r: Rows, h: usize, n: usize, i: usize) simd.F {
         return simd.splat(r.totals[n * h + i]);
     }
-    pub inline fn start(r: Rows, comptime h: usize, n: usize, half: usize, i: usize) int8.Sums {
+    pub inline fn start(r: Rows, h: usize, n: usize, half: usize, i: usize) int8.Sums {
         return int8.started(r.starts[(2 * n + half) * h + i]);
     }
 

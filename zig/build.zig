@@ -31,7 +31,7 @@ const x86_levels = [_]Level{
         .cpu = &std.Target.x86.cpu.x86_64_v4,
         .more = &.{.avx512vnni},
         .needs = .avx512vnni,
-        .differs = &.{ "block", "int8", "linear", "measure" },
+        .differs = &.{ "attention", "block", "int8", "linear", "measure" },
     },
     .{
         .name = "v4_bf16",

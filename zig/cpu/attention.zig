@@ -11,6 +11,7 @@ const command = @import("command");
 const bf16 = @import("attention_bf16.zig");
 const bf16_ref = @import("attention_bf16_ref.zig");
 const q8 = @import("attention_q8.zig");
+const q8_ref = @import("attention_q8_ref.zig");
 const Task = kernel_zig.Task;
 const DType = command.DType;
 
@@ -91,9 +92,12 @@ fn weights_ref(t: *const Task, row: usize, head: usize, w: []f64) usize {
     return n;
 }
 
-/// In the order of `attention_bf16` where that takes the pages, else `attention_exact`.
+/// In the order of `attention_bf16` or `attention_q8_rows` where these take the pages, else
+/// `attention_exact`.
 pub fn attention_ref(t: *const Task) void {
-    const pairs = bf16.takes(t.operands[1].dtype, t.attrs[1], t.attrs[2]);
+    const dtype = t.operands[1].dtype;
+    if (dtype == .q8_0) return q8_ref.attentionRef(t);
+    const pairs = bf16.takes(dtype, t.attrs[1], t.attrs[2]);
     if (pairs) bf16_ref.attentionRef(t) else attention_exact(t);
 }
 /// Token by token and head by head, a plain softmax over all keys, in f64.

@@ -87,10 +87,7 @@ fn widenValues(
     width: usize,
     out: [*]f32,
 ) void {
-    const count = @min(width, hd - d);
-    if (page.dtype == .q8_0) {
-        q8.widenValues(page.p, hd, first, n, d, count, width, out);
-    } else widen(page, first * hd + d, n, hd, count, width, out);
+    widen(page, first * hd + d, n, hd, @min(width, hd - d), width, out);
 }
 
 /// Products of some rows with a head's K page, whose n_keys keys are visible to some row.

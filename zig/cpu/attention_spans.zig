@@ -18,11 +18,15 @@ const rows_zig = @import("attention_rows.zig");
 const command = @import("command");
 const Task = kernel_zig.Task;
 const bf16 = @import("attention_bf16.zig");
+const q8_rows = @import("attention_q8_rows.zig");
 const Part = rows_zig.Part;
 
 const span_tokens = pages.span_tokens;
 /// Spans of all heads whose parts fit the workspace: beyond it a sequence is done in one go.
 const spans_kept = 256;
+
+/// Which file's rows take the pages.
+const Kind = enum { floats, pairs, ints };
 
 pub const Shape = struct {
     heads: usize,
@@ -31,8 +35,7 @@ pub const Shape = struct {
     /// Query heads a kv head
     group: usize,
     scale: f32,
-    /// Whether rows are those of `attention_bf16`
-    pairs: bool,
+    kind: Kind,
 
     pub fn of(t: *const Task) Shape {
         return .{
@@ -41,8 +44,12 @@ pub const Shape = struct {
             .hd = t.attrs[2],
             .group = t.attrs[0] / t.attrs[1],
             .scale = t.attrF(3),
-            .pairs = bf16.takes(t.operands[1].dtype, t.attrs[1], t.attrs[2]),
+            .kind = kindOf(t.operands[1].dtype, t.attrs[1], t.attrs[2]),
         };
+    }
+    fn kindOf(dtype: command.DType, kv_heads: usize, hd: usize) Kind {
+        if (dtype == .q8_0) return .ints;
+        return if (bf16.takes(dtype, kv_heads, hd)) .pairs else .floats;
     }
     /// The numbers of one kv head's row r (token r / group) of a sequence, in operand i.
     pub fn row(s: Shape, t: *const Task, i: usize, seq: usize, kv_head: usize, r: usize) [*]f32 {
@@ -53,7 +60,11 @@ pub const Shape = struct {
 
 /// Rows that go together.
 fn mostRows(s: Shape) usize {
-    return if (s.pairs) bf16.Rows.rows_max else rows_zig.Rows.rows_max;
+    return switch (s.kind) {
+        .floats => rows_zig.Rows.rows_max,
+        .pairs => bf16.Rows.rows_max,
+        .ints => q8_rows.Rows.rows_max,
+    };
 }
 
 /// How one sequence is cut into units.
@@ -104,9 +115,11 @@ fn units(t: *const Task, phase: u32) callconv(.c) u32 {
 fn run(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callconv(.c) void {
     const s = Shape.of(t);
     const mem: [*]f32 = @ptrCast(@alignCast(scratch));
-    if (simd.has_avx512bf16 and s.pairs) {
-        runUnits(bf16.Rows, t, s, phase, begin, end, mem);
-    } else runUnits(rows_zig.Rows, t, s, phase, begin, end, mem);
+    switch (s.kind) {
+        .floats => runUnits(rows_zig.Rows, t, s, phase, begin, end, mem),
+        .pairs => if (simd.has_avx512bf16) runUnits(bf16.Rows, t, s, phase, begin, end, mem),
+        .ints => runUnits(q8_rows.Rows, t, s, phase, begin, end, mem),
+    }
 }
 
 fn runUnits(
@@ -241,7 +254,11 @@ fn workspace(t: *const Task) callconv(.c) usize {
 }
 fn scratchBytes(t: *const Task) callconv(.c) usize {
     const s = Shape.of(t);
-    const rows = if (s.pairs) bf16.Rows.floats(s.hd) else rows_zig.Rows.floats(s.hd);
+    const rows = switch (s.kind) {
+        .floats => rows_zig.Rows.floats(s.hd),
+        .pairs => bf16.Rows.floats(s.hd),
+        .ints => q8_rows.Rows.floats(s.hd),
+    };
     return (rows + mostRows(s) * (s.hd + 2)) * @sizeOf(f32);
 }
 

@@ -25,6 +25,7 @@ extern fn @"llvm.x86.avx2.psign.b"(@Vector(32, i8), @Vector(32, i8)) @Vector(32,
 extern fn @"llvm.x86.avx512.pmaddw.d.512"(@Vector(32, i16), @Vector(32, i16)) @Vector(16, i32);
 extern fn @"llvm.x86.avx512.pmaddubs.w.512"(@Vector(64, u8), @Vector(64, i8)) @Vector(32, i16);
 extern fn @"llvm.x86.avx512.vpdpbusd.512"(I, I, I) I;
+extern fn @"llvm.x86.avx512.vpdpwssd.512"(I, I, I) I;
 
 fn every(comptime n: usize, comptime first: i32) [n]i32 {
     var at: [n]i32 = undefined;
@@ -74,6 +75,25 @@ fn every4(comptime first: i32) [L]i32 {
     var at: [L]i32 = undefined;
     for (&at, 0..) |*lane, i| lane.* = @as(i32, @intCast(4 * i)) + first;
     return at;
+}
+
+/// What `offsetBytes` adds to signed bytes: the caller takes so many times the sum of the other
+/// operand from the sums of `addQuads`, best as their start.
+pub const offset = if (simd.has_vnni) 128 else 0;
+pub inline fn offsetBytes(x: Signed) Signed {
+    return if (simd.has_vnni) x ^ @as(Signed, @splat(-128)) else x;
+}
+/// sum + the four products of each lane of signed bytes, b at least -127, where a comes from
+/// `offsetBytes`: exact (it wraps).
+pub inline fn addQuads(sum: I, a: Signed, b: Signed) I {
+    if (simd.has_vnni) return addFours(sum, @bitCast(a), b);
+    return sum +% addPairs16(addPairs8(@abs(a), withSign(b, a)), ones());
+}
+/// sum + the two products of each lane of shorts, exact (it wraps).
+pub inline fn addPairs(sum: I, a: Shorts, b: Shorts) I {
+    if (simd.has_vnni)
+        return @"llvm.x86.avx512.vpdpwssd.512"(sum, @bitCast(a), @bitCast(b));
+    return sum +% addPairs16(a, b);
 }
 
 /// What products of bytes add up in: an i32 for the four of a lane, or a pair of i16 where there is
@@ -278,6 +298,29 @@ test "sums of four are exact" {
             var want = x;
             for (4 * i..4 * i + 4) |j| want += @as(i32, a[j]) * b[j];
             try testing.expectEqual(want, got);
+        }
+    }
+}
+
+test "sums of signed fours and of pairs are exact" {
+    var seed = std.Random.DefaultPrng.init(9);
+    const random = seed.random();
+    for (0..200) |round| {
+        var a: [4 * L]i8 = undefined;
+        var b: [4 * L]i8 = undefined;
+        random.bytes(std.mem.asBytes(&a));
+        for (&b) |*x| x.* = random.intRangeAtMost(i8, -127, 127);
+        if (round < 2) a = @splat(-128);
+        if (round < 2) b = @splat(if (round == 0) 127 else -127);
+        const c: [2 * L]i16 = @bitCast(a);
+        const d: [2 * L]i16 = @bitCast(b);
+        const fours: [L]i32 = addQuads(@splat(7), offsetBytes(a), b);
+        const twos: [L]i32 = addPairs(@splat(7), c, d);
+        for (fours, twos, 0..) |four, two, i| {
+            var want: [2]i32 = @splat(7);
+            for (4 * i..4 * i + 4) |j| want[0] += (@as(i32, a[j]) + offset) * b[j];
+            for (2 * i..2 * i + 2) |j| want[1] += @as(i32, c[j]) * d[j];
+            try testing.expectEqual(want, .{ four, two });
         }
     }
 }

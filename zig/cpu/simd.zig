@@ -44,6 +44,12 @@ pub inline fn stTail(p: [*]f32, v: F, n: usize) void {
     const a: [L]f32 = v;
     for (0..n) |i| p[i] = a[i];
 }
+/// Sets the n floats at p.
+pub inline fn fill(p: [*]f32, n: usize, x: f32) void {
+    var i: usize = 0;
+    while (i + L <= n) : (i += L) st(p + i, splat(x));
+    while (i < n) : (i += 1) p[i] = x;
+}
 pub inline fn splat(x: f32) F {
     return @splat(x);
 }

@@ -5,7 +5,7 @@
 
 import { fileURLToPath } from "node:url";
 import type { BenchOptions } from "../src/cli/bench.ts";
-import type { CacheDTypes } from "../src/modeling/cache_dtypes.ts";
+import type { PretrainedOptions } from "../src/modeling/pretrained.ts";
 import { BambaForCausalLM } from "../src/models/bamba.ts";
 import { printLine, rounded } from "./lib/line.ts";
 
@@ -15,13 +15,19 @@ const tokens = 4096;
 /** Differences are averaged over so many tokens: does the last part lie further off? */
 const part = 1024;
 
-const kinds: readonly CacheDTypes[] = [
+type Kind = Pick<PretrainedOptions, "cache_dtype" | "state_dtype" | "quantization_config">;
+const kinds: readonly Kind[] = [
   { cache_dtype: "bfloat16" },
   { cache_dtype: "float16" },
   { cache_dtype: "q8_0" },
   { state_dtype: "float16" },
   { state_dtype: "bfloat16" },
   { cache_dtype: "q8_0", state_dtype: "float16" },
+  // What a cache of 8 bits adds to weights of as many and of fewer.
+  { quantization_config: { type: "q8_0" } },
+  { quantization_config: { type: "q8_0" }, cache_dtype: "q8_0" },
+  { quantization_config: { type: "q4_k_m" } },
+  { quantization_config: { type: "q4_k_m" }, cache_dtype: "q8_0" },
 ];
 
 /** What one token's prediction is compared by. */
@@ -67,8 +73,8 @@ const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / 
 /** Measures and prints one JSON line for each kind of cache. */
 export async function run(options: BenchOptions): Promise<void> {
   const { threads, signal } = options;
-  const load = (dtypes: CacheDTypes) =>
-    BambaForCausalLM.from_pretrained(folder, { ...dtypes, threads, device: "cpu", signal });
+  const load = (kind: Kind) =>
+    BambaForCausalLM.from_pretrained(folder, { ...kind, threads, device: "cpu", signal });
   using exact = await load({});
   const [text] = await exact.generate({
     input_ids: [prompt],

@@ -26,9 +26,21 @@ function typeName(text: string): string {
   );
 }
 
+/** One line that changes, of a terminal. */
 function showProgress({ saved, total, tensor, type }: SaveProgress): void {
   const percent = Math.floor(100 * saved / total);
   process.stderr.write(`\r\x1b[K${String(percent).padStart(3)} %  ${tensor} ${type}`);
+}
+
+/** A line for each tenth, for logs. */
+function tellProgress(): (progress: SaveProgress) => void {
+  let told = 0;
+  return ({ saved, total, tensor, type }) => {
+    const tenths = Math.floor(10 * saved / total);
+    if (tenths <= told) return;
+    told = tenths;
+    process.stderr.write(`${String(10 * tenths).padStart(3)} %  ${tensor} ${type}\n`);
+  };
 }
 
 async function quantize(
@@ -61,7 +73,7 @@ async function quantize(
   await saveGguf(source, output, {
     type: flags.type,
     signal,
-    ...(show ? { progress_callback: showProgress } : {}),
+    progress_callback: show ? showProgress : tellProgress(),
   });
   if (show) process.stderr.write("\r\x1b[K");
   const bytes = (path: string) => statSync(path).size;

@@ -1,6 +1,6 @@
 /** Writes a checkpoint as a GGUF file, straight from disk: a piece of a tensor at a time. */
 
-import type { Device } from "../device.ts";
+import type { Buffer, Device } from "../device.ts";
 import { Layout, LoadItem, Transform } from "../native/bindings.gen.ts";
 import { packStructs } from "../native/struct.ts";
 import { type Checkpoint, listNames, type TensorPlace } from "../weights/checkpoint.ts";
@@ -89,20 +89,51 @@ export async function saveGguf(
     (sum, { name, shape }) => sum + tensorBytes(types.get(name)!, shape),
     0,
   );
-  let saved = 0;
+  using rooms = new Rooms(device);
   const tensors = planned.map((one): GgufTensorToWrite => {
     const type = types.get(one.name)!;
-    const data = async function* () {
-      for await (const part of pieces(device, one, type, config, options.signal)) {
-        saved += part.byteLength;
-        yield part;
-      }
-      const status = saved === total ? "done" : "progress";
-      options.progress_callback?.({ status, file: path, tensor: one.name, type, saved, total });
-    };
+    const data = () => pieces(rooms, one, type, config, options.signal);
     return { name: one.name, type, shape: one.shape, data };
   });
-  await writeGguf(path, builder.metadata, tensors);
+  let saved = 0;
+  await writeGguf(path, builder.metadata, tensors, ({ name, type, shape }) => {
+    saved += tensorBytes(type, shape);
+    const status = saved === total ? "done" : "progress";
+    options.progress_callback?.({ status, file: path, tensor: name, type, saved, total });
+  });
+}
+
+/** Memory of pieces, which all tensors use: fresh pages would cost as much as a copy. */
+class Rooms implements Disposable {
+  #buffer: Buffer;
+  #turn = 0;
+  readonly #rooms = [new Uint8Array(piece_bytes), new Uint8Array(piece_bytes)];
+
+  constructor(readonly device: Device) {
+    this.#buffer = device.createBuffer(piece_bytes);
+  }
+
+  /** Native memory of a piece. */
+  buffer(bytes: number): Buffer {
+    if (bytes > this.#buffer.byteLength) {
+      this.#buffer.dispose();
+      this.#buffer = this.device.createBuffer(bytes);
+    }
+    return this.#buffer;
+  }
+
+  /** What the buffer holds, in memory that is used again after the next one. */
+  read(bytes: number): Uint8Array {
+    const i = this.#turn++ % 2;
+    if (bytes > this.#rooms[i].length) this.#rooms[i] = new Uint8Array(bytes);
+    const piece = this.#rooms[i].subarray(0, bytes);
+    this.#buffer.read(0, piece);
+    return piece;
+  }
+
+  [Symbol.dispose](): void {
+    this.#buffer.dispose();
+  }
 }
 
 /** Every tensor of the file, in its order. */
@@ -157,7 +188,7 @@ function transformOf({ difference, place }: Planned, config: ConfigToWrite) {
 
 /** The bytes of a tensor in its new type, in pieces of whole rows and heads. */
 async function* pieces(
-  device: Device,
+  rooms: Rooms,
   one: Planned,
   type: string,
   config: ConfigToWrite,
@@ -168,6 +199,7 @@ async function* pieces(
   if (from === undefined) {
     throw new TypeError(`Cannot convert ${one.name}, which is stored as ${place.dtype}`);
   }
+  const { device } = rooms;
   const { native } = device;
   const how = transformOf(one, config);
   const is_heads = how.head_rows !== undefined;
@@ -178,8 +210,7 @@ async function* pieces(
     : matrix;
   const unit = how.head_rows ?? 1;
   const at_once = Math.max(1, Math.floor(piece_bytes / rowsBytes(unit, cols, to))) * unit;
-  const room = rowsBytes(Math.min(rows, at_once), cols, to);
-  using buffer = device.createBuffer(room);
+  const buffer = rooms.buffer(rowsBytes(Math.min(rows, at_once), cols, to));
   const { handle: file } = native.openFile(place.file);
   const scales_file = place.scales ? native.openFile(place.scales.file).handle : 0;
   try {
@@ -202,9 +233,7 @@ async function* pieces(
       const options = { kind: "load", device: device.handle } as const;
       await using job = native.startJob(options, packStructs(LoadItem, [item]));
       await job.finished(signal, () => {});
-      const bytes = new Uint8Array(rowsBytes(n, cols, to));
-      buffer.read(0, bytes);
-      yield bytes;
+      yield rooms.read(rowsBytes(n, cols, to));
     }
   } finally {
     native.free(file);

@@ -23,7 +23,7 @@ export interface GgufTensorToWrite {
   readonly type: string;
   /** Rows first, columns last. */
   readonly shape: readonly number[];
-  /** Its bytes in parts, so that it never lies in memory as a whole. */
+  /** Its bytes in parts, so that it never lies in memory as a whole; see {@link writeGguf}. */
   readonly data: () => Iterable<ArrayBufferView> | AsyncIterable<ArrayBufferView>;
 }
 
@@ -115,15 +115,50 @@ export function packGgufHeader(
   return packer.packed();
 }
 
+interface Part {
+  readonly tensor: GgufTensorToWrite;
+  /** None behind the tensor's last. */
+  readonly bytes?: Uint8Array;
+}
+
+/** All tensors' parts, in order. */
+async function* partsOf(tensors: readonly GgufTensorToWrite[]): AsyncGenerator<Part> {
+  for (const tensor of tensors) {
+    for await (const { buffer, byteOffset, byteLength } of tensor.data()) {
+      yield { tensor, bytes: new Uint8Array(buffer, byteOffset, byteLength) };
+    }
+    yield { tensor };
+  }
+}
+
+/** Has the next value made while the last one is used. */
+async function* oneAhead<T>(source: AsyncGenerator<T>): AsyncGenerator<T> {
+  let next = source.next();
+  try {
+    for (;;) {
+      const { done, value } = await next;
+      if (done) return;
+      next = source.next();
+      yield value;
+    }
+  } finally {
+    await next.catch(() => {});
+    await source.return(undefined);
+  }
+}
+
 /**
- * Writes a GGUF file. It appears under its name when whole.
+ * Writes a GGUF file. It appears under its name when whole. A part is made while the one before it
+ * is written: its bytes must stay what they are until the one behind it has been asked for.
  *
+ * @param written_callback is told each tensor behind its last byte
  * @throws {RangeError} when a tensor gives more or fewer bytes than its shape needs
  */
 export async function writeGguf(
   path: string,
   metadata: Metadata,
   tensors: readonly GgufTensorToWrite[],
+  written_callback?: (tensor: GgufTensorToWrite) => void,
 ): Promise<void> {
   const unfinished = `${path}.${process.pid}.part`;
   const file = await open(unfinished, "w");
@@ -134,21 +169,20 @@ export async function writeGguf(
   };
   try {
     await write(packGgufHeader(metadata, tensors));
-    for (const { name, type, shape, data } of tensors) {
+    let written = 0;
+    for await (const { tensor, bytes } of oneAhead(partsOf(tensors))) {
+      const { name, type, shape } = tensor;
       const expected = tensorBytes(type, shape);
-      let written = 0;
-      for await (const part of data()) {
-        written += part.byteLength;
-        if (written > expected) break;
-        await write(new Uint8Array(part.buffer, part.byteOffset, part.byteLength));
-      }
-      if (written !== expected) {
+      written += bytes?.length ?? 0;
+      if (bytes ? written > expected : written !== expected) {
         throw new RangeError(
-          `Expected ${expected} bytes for tensor "${name}" but found ` +
-            `${written > expected ? "more" : written}`,
+          `Expected ${expected} bytes for tensor "${name}" but found ${bytes ? "more" : written}`,
         );
       }
-      await write(new Uint8Array(align(expected, default_alignment) - expected));
+      await write(bytes ?? new Uint8Array(align(expected, default_alignment) - expected));
+      if (bytes) continue;
+      written = 0;
+      written_callback?.(tensor);
     }
     await file.close();
     await rename(unfinished, path);

@@ -33,6 +33,9 @@ export interface CacheDTypes {
   readonly state_dtype?: StateDType;
 }
 
+/** Channels that share a scale in "q8_0". */
+const group = 32;
+
 const cache_dtypes: readonly string[] = ["float32", "bfloat16", "float16", "q8_0"];
 const state_dtypes: readonly string[] = ["float32", "bfloat16", "float16"];
 
@@ -58,20 +61,27 @@ export function checkCacheDTypes({ cache_dtype, state_dtype }: CacheDTypes): voi
 
 /**
  * What keys and values are kept as where nothing was said: what the layers compute in. A CPU
- * computes in float32, but keeps bfloat16, as HF does, where a model has few bits and large heads:
- * half the bytes, and products of bf16. Small models would gain nothing by it.
+ * computes in float32, but keeps fewer bits where a model has few and large heads. Beside weights
+ * in blocks keys and values are in blocks, too: what that adds to the weights' own rounding is hard
+ * to find (docs/design.md), and a long context costs half the memory and the time. Else they are
+ * bfloat16, as HF keeps the model's dtype. Small models would gain nothing by either.
  *
  * @param half whether all matrices are bfloat16, in blocks or 8-bit floats
+ * @param blocks whether those of the layers are in blocks
+ * @param products whether the CPU has instructions for products of bytes
  */
 export function defaultCacheDType(
   specs: readonly LayerCacheSpec[],
   device: DeviceKindName,
-  half: boolean,
-): "float32" | "bfloat16" {
-  const large = specs.every((spec) =>
-    spec.type !== "attention" || spec.kv_heads * spec.head_dim >= bf16_channels
-  );
-  return half && (large || device === "cuda") ? "bfloat16" : "float32";
+  { half, blocks, products }: { half: boolean; blocks: boolean; products: boolean },
+): "float32" | "bfloat16" | "q8_0" {
+  if (device === "cuda") return half ? "bfloat16" : "float32";
+  const heads = specs.filter((spec) => spec.type === "attention");
+  if (!half || heads.some((spec) => spec.kv_heads * spec.head_dim < bf16_channels)) {
+    return "float32";
+  }
+  const whole = heads.every((spec) => spec.head_dim % group === 0);
+  return blocks && products && whole ? "q8_0" : "bfloat16";
 }
 
 /**
@@ -96,9 +106,9 @@ export function resolveCacheDTypes(
   }
   for (const spec of specs) {
     if (found.cache_dtype !== "q8_0" || spec.type !== "attention") continue;
-    if (spec.head_dim % 32 === 0) continue;
+    if (spec.head_dim % group === 0) continue;
     throw new RangeError(
-      `Expected a head_dim that is a multiple of 32 for a cache_dtype of q8_0 ` +
+      `Expected a head_dim that is a multiple of ${group} for a cache_dtype of q8_0 ` +
         `but found ${spec.head_dim}`,
     );
   }

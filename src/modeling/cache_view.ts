@@ -39,23 +39,31 @@ export function pageValues(raw: Uint8Array, page: PageOfLayer): Float32Array {
   return out;
 }
 
-/** 8-bit blocks as zig/cpu/attention_q8.zig lays them out. */
+/** 8-bit blocks as zig/cpu/attention_q8.zig lays them out: a head's scales, then its numbers. */
 function blockValues(raw: Uint8Array, { kind, kv_heads, head_dim }: PageOfLayer): Float32Array {
   const view = new DataView(raw.buffer, raw.byteOffset, raw.byteLength);
   const out = new Float32Array(kv_heads * page_tokens * head_dim);
   const groups = head_dim / group;
   for (let i = 0; i < out.length; i++) {
     const [d, row] = [i % head_dim, Math.floor(i / head_dim)];
-    const [g, channel] = [Math.floor(d / group), d % group];
-    let [scale, number] = [(row * groups + g) * block_bytes, 0];
-    if (kind === "values") number = scale + 2 + channel;
-    else {
-      const key = row % panel;
-      const start = ((row - key) / panel * groups + g) * panel * block_bytes;
-      scale = start + 2 * key;
-      number = start + 2 * panel + channel * panel + key;
-    }
+    const [at, head] = [row % page_tokens, Math.floor(row / page_tokens)];
+    const start = head * page_tokens * groups * block_bytes;
+    const scale = start + (Math.floor(d / group) * page_tokens + at) * 2;
+    const place = kind === "keys" ? keyIndex(head_dim, at, d) : valueIndex(at, d);
+    const number = start + groups * page_tokens * 2 + place;
     out[i] = halfToFloat(view.getUint16(scale, true)) * view.getInt8(number);
   }
   return out;
+}
+
+/** Four channels of a key together, 16 keys across. */
+function keyIndex(head_dim: number, key: number, d: number): number {
+  const fours = Math.floor(key / panel) * (head_dim / 4) + Math.floor(d / 4);
+  return (fours * panel + key % panel) * 4 + d % 4;
+}
+
+/** Two positions together, which are 16 apart, then 32 channels. */
+function valueIndex(at: number, d: number): number {
+  const pairs = Math.floor(d / group) * 2 + Math.floor(at / (2 * panel));
+  return ((pairs * panel + at % panel) * group + d % group) * 2 + Math.floor(at / panel) % 2;
 }

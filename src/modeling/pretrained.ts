@@ -269,12 +269,14 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     });
     const constants = this.bindConstants(device);
     this.bindWeights(specs, weights, tied);
-    const half = areHalf(specs, weights);
+    const { half, blocks } = kindsOf(specs, weights);
     const states = this.cacheSpecs();
     // A GPU runs in bf16 where all matrices are that or less; everything else runs in f32.
     const activations = half && device.kind === "cuda" ? "bfloat16" : "float32";
+    const products = device.info().cpu_level !== "portable";
+    const usual = defaultCacheDType(states, device.kind, { half, blocks, products });
     const layout = new CacheLayout(states, device.kind, activations, {
-      cache_dtype: options.cache_dtype ?? defaultCacheDType(states, device.kind, half),
+      cache_dtype: options.cache_dtype ?? usual,
       state_dtype: options.state_dtype,
     });
     this.#runtime = new ModelRuntime(
@@ -333,13 +335,18 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
   }
 }
 
-/** Whether all matrices are bf16, in blocks or 8-bit floats. */
-function areHalf(specs: ReadonlyMap<string, WeightSpec>, { weights }: WeightSet): boolean {
-  const matrices = [...specs.values()].filter(({ shape, dtype }) => shape.length === 2 && !dtype);
-  return matrices.every(({ name }) => {
-    const { dtype } = weights.get(name)!;
-    return dtype === "bfloat16" || dtype === "float8_e4m3fn" || isBlocks(dtype);
-  });
+/** Of all matrices: whether they are bf16, in blocks or 8-bit floats; of the layers': blocks. */
+function kindsOf(
+  specs: ReadonlyMap<string, WeightSpec>,
+  { weights }: WeightSet,
+): { half: boolean; blocks: boolean } {
+  const matrices = [...specs].filter(([, { shape, dtype }]) => shape.length === 2 && !dtype)
+    .map(([path, { name }]) => ({ path, dtype: weights.get(name)!.dtype }));
+  const half = matrices.every(({ dtype }) =>
+    dtype === "bfloat16" || dtype === "float8_e4m3fn" || isBlocks(dtype)
+  );
+  const inside = matrices.filter(({ path }) => path.includes("layers."));
+  return { half, blocks: inside.every(({ dtype }) => isBlocks(dtype)) };
 }
 
 /** What to load for each parameter path. A tied table is loaded once, as the head's panels. */

@@ -59,32 +59,41 @@ describe("large matrices of bf16", { timeout: 120_000 }, () => {
       }
     }));
 
-  it("keep keys and values in bf16, with the same bits in any cut of a prompt", () =>
-    withFolder(async (parent) => {
-      const folder = await randomModel("9b-thin", never, parent);
-      const ids = Array.from({ length: 257 }, (_, i) => 3 + (i * 7919) % 1000);
-      // A GPU multiplies few rows in another order than many, unless it is told not to.
-      const same = { threads: 2, batch_invariant: true } as const;
-      using model = await AutoModelForCausalLM.from_pretrained(folder, same);
-      using whole = await model.call({ input_ids: [ids] });
-      const want = await whole.logits!.data() as Float32Array;
-      assertEquals(whole.past_key_values!.layout.attention(1).keys.dtype, "bfloat16");
-      let past_key_values;
-      let done = 0;
-      for (const end of [64, 256, 257]) {
-        const output = await model.call({ input_ids: [ids.slice(done, end)], past_key_values });
-        const got = await output.logits!.data() as Float32Array;
-        const { vocab_size } = model.config;
-        assertEquals(got, want.slice(done * vocab_size, end * vocab_size));
-        past_key_values = output.past_key_values!;
-        output.logits!.dispose();
-        done = end;
-      }
-      past_key_values!.dispose();
+  for (const [kept, quantization_config] of [
+    ["bfloat16", undefined],
+    ["q8_0", { type: "q8_0" }],
+  ] as const) {
+    it(`keep keys and values in ${kept}, with the same bits in any cut of a prompt`, () =>
+      withFolder(async (parent) => {
+        const folder = await randomModel("9b-thin", never, parent);
+        const ids = Array.from({ length: 257 }, (_, i) => 3 + (i * 7919) % 1000);
+        // A GPU multiplies few rows in another order than many, unless it is told not to.
+        const same = { threads: 2, batch_invariant: true } as const;
+        const blocks = { ...same, quantization_config, device: "cpu" } as const;
+        const options = quantization_config ? blocks : same;
+        using model = await AutoModelForCausalLM.from_pretrained(folder, options);
+        using whole = await model.call({ input_ids: [ids] });
+        const want = await whole.logits!.data() as Float32Array;
+        const level = model.device.info().cpu_level;
+        const expected = level === "portable" ? "bfloat16" : kept;
+        assertEquals(whole.past_key_values!.layout.attention(1).keys.dtype, expected);
+        let past_key_values;
+        let done = 0;
+        for (const end of [64, 256, 257]) {
+          const output = await model.call({ input_ids: [ids.slice(done, end)], past_key_values });
+          const got = await output.logits!.data() as Float32Array;
+          const { vocab_size } = model.config;
+          assertEquals(got, want.slice(done * vocab_size, end * vocab_size));
+          past_key_values = output.past_key_values!;
+          output.logits!.dispose();
+          done = end;
+        }
+        past_key_values!.dispose();
 
-      const options = { threads: 2, cache_dtype: "float32" } as const;
-      using wide = await AutoModelForCausalLM.from_pretrained(folder, options);
-      const error = relativeError(want, await logitsOf(wide, { input_ids: [ids] }));
-      assert(error > 0 && error <= 3e-2, `off by ${error} from an f32 cache`);
-    }));
+        const exact = { ...options, cache_dtype: "float32" } as const;
+        using wide = await AutoModelForCausalLM.from_pretrained(folder, exact);
+        const error = relativeError(want, await logitsOf(wide, { input_ids: [ids] }));
+        assert(error > 0 && error <= 3e-2, `off by ${error} from an f32 cache`);
+      }));
+  }
 });

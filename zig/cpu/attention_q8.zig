@@ -84,7 +84,7 @@ pub fn putValue(page: [*]u8, hd: usize, pos: usize, x: [*]const f32) void {
 /// Rounds group g of a position's numbers and writes their scale.
 fn round(page: [*]u8, pos: usize, g: usize, x: [*]const f32) Block {
     var b: Block = undefined;
-    quantize.quantize(.q8_0, x + g * group, &b);
+    quantize.q8_0(x[g * group ..][0..group].*, &b);
     simd.st(scaleOf(page, pos, g * group), b.d);
     return b;
 }

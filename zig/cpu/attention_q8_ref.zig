@@ -87,7 +87,7 @@ const Row = struct {
                 const v = q8.getValueNumber(s.head.page(2, pos), s.head.hd, pos % 64, d);
                 products += s.whole(worth[pos - first], pos, d, by) * v;
             }
-            const unit = largest / kernel.top * add;
+            const unit = largest / kernel.whole * add;
             x.* = simd.mulAdd1(x.*, keep, @as(f32, @floatFromInt(products)) * unit);
         }
     }

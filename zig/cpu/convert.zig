@@ -28,7 +28,8 @@ pub fn convert(
     switch (to) {
         .i32, .f8_e4m3 => unreachable,
         inline else => |t| {
-            var values: [step]f32 = undefined;
+            // Searches look at all columns at once, whether or not they are wanted.
+            var values: [step]f32 = @splat(0);
             var i: usize = 0;
             while (i < n) : (i += step) {
                 const some = @min(step, n - i);
@@ -36,7 +37,7 @@ pub fn convert(
                 if (from == .f8_e4m3) for (values[0..some]) |*v| {
                     v.* *= scale;
                 };
-                fromFloats(t, &values, some, dst + block.rowBytes(t, i));
+                quantize.quantize(t, &values, some, dst + block.rowBytes(t, i));
             }
         },
     }
@@ -50,12 +51,6 @@ fn toFloats(from: DType, src: [*]const u8, n: usize, values: *[step]f32) void {
         },
         else => block.dequantizeRow(from, src, n, values),
     }
-}
-
-fn fromFloats(comptime to: DType, values: *const [step]f32, n: usize, dst: [*]u8) void {
-    const columns = comptime block.columns(to);
-    const blocks: [*]align(1) block.Of(to) = @ptrCast(dst);
-    for (0..n / columns) |i| quantize.quantize(to, values[i * columns ..].ptr, &blocks[i]);
 }
 
 test "every type becomes every other, and stays what it is" {

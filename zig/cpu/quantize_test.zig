@@ -4,18 +4,18 @@
 const std = @import("std");
 const block = @import("block.zig");
 const quantize = @import("quantize.zig");
+const ref = @import("quantize_ref.zig");
 const DType = block.DType;
 const testing = std.testing;
 
 const types = [_]DType{ .q8_0, .q4_0, .q4_k, .q5_k, .q6_k };
 
 fn through(comptime dtype: DType, x: []const f32, out: []f32) void {
-    const columns = comptime block.columns(dtype);
     var at: usize = 0;
-    while (at < x.len) : (at += columns) {
-        var b: block.Of(dtype) = undefined;
-        quantize.quantize(dtype, x.ptr + at, &b);
-        block.dequantize(dtype, &b, out.ptr + at);
+    while (at < x.len) : (at += 256) {
+        var blocks: [512]u8 = undefined;
+        quantize.quantize(dtype, x[at..][0..256], 256, &blocks);
+        block.dequantizeRow(dtype, &blocks, 256, out.ptr + at);
     }
 }
 
@@ -67,6 +67,34 @@ test "zeros, constants, single values, huge and tiny ones survive" {
             for (&x, 0..) |*v, i| v.* = if (i % 3 == 0) -value else value;
             through(dtype, &x, &y); // no trap, and what is too small becomes zero
             if (value < 1e-20) for (y) |v| try testing.expectApproxEqAbs(@as(f32, 0), v, 1e-20);
+        }
+    }
+}
+
+test "searches side by side find what one after another does, whatever the values" {
+    var random = std.Random.DefaultPrng.init(10);
+    const r = random.random();
+    const inf = std.math.inf(f32);
+    for (0..300) |round| {
+        var x: [256]f32 = undefined;
+        const size = std.math.pow(f32, 10, r.float(f32) * 12 - 8);
+        for (&x, 0..) |*v, i| v.* = switch (round % 6) {
+            0 => r.floatNorm(f32) * size,
+            1 => (r.float(f32) + 0.2) * size, // of one sign, with ties
+            2 => @as(f32, @floatFromInt(r.intRangeAtMost(i8, -3, 3))) * size,
+            3 => if (i / 32 % 2 == 0) 0 else -r.float(f32) * size, // parts of zeros
+            4 => std.math.pow(f32, r.floatNorm(f32), 5) * size, // far out
+            else => @bitCast(r.int(u32)), // anything, NaN too
+        };
+        if (round % 50 == 4) x[r.uintLessThan(usize, 256)] = inf;
+        if (round % 50 == 9) x[r.uintLessThan(usize, 256)] = 3e38;
+        inline for (types) |dtype| {
+            var got: [512]u8 = @splat(7);
+            var want: [512]u8 = @splat(7);
+            const n = if (block.columns(dtype) == 32) 256 - 32 * (round % 3) else 256;
+            quantize.quantize(dtype, &x, n, &got);
+            quantize.quantizeBy(ref, dtype, &x, n, &want);
+            try testing.expectEqualSlices(u8, &want, &got);
         }
     }
 }

@@ -59,10 +59,12 @@ describe("large matrices of bf16", { timeout: 120_000 }, () => {
       }
     }));
 
-  for (const [kept, quantization_config] of [
-    ["bfloat16", undefined],
-    ["q8_0", { type: "q8_0" }],
-  ] as const) {
+  for (
+    const [kept, quantization_config] of [
+      ["bfloat16", undefined],
+      ["q8_0", { type: "q8_0" }],
+    ] as const
+  ) {
     it(`keep keys and values in ${kept}, with the same bits in any cut of a prompt`, () =>
       withFolder(async (parent) => {
         const folder = await randomModel("9b-thin", never, parent);

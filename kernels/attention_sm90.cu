@@ -43,15 +43,8 @@ constexpr int Q_FULL = 0, Q_EMPTY = 16, K_FULL = 32, V_FULL = 48, K_EMPTY = 64, 
 constexpr float SLACK = 8;  // powers of two that a score may exceed what is subtracted from it
 
 DEVICE void turn_wait(int which) { named_sync(4 + which, 256); }
-DEVICE void turn_give(int which) { asm volatile("bar.arrive %0, 256;" ::"r"(5 - which) : "memory"); }
+DEVICE void turn_give(int which) { named_arrive(5 - which, 256); }
 DEVICE int uniform(int v) { return __shfl_sync(~0u, v, 0); }
-
-// What the copying warp tells the others about a tile: its blocks of keys (0: no tile is left), the position and the
-// row of its first query, and the head, with the rows that exist above it.
-DEVICE void item_store(uint32_t at, int blocks, int position, int row, int head_rows) {
-    asm volatile("st.shared.v4.s32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(blocks), "r"(position), "r"(row),
-                 "r"(head_rows) : "memory");
-}
 
 // Two rows of a thread, r and r + 8 of its warp: what is subtracted from their scores (in their units), and their sums.
 struct Softmax {
@@ -92,7 +85,8 @@ DEVICE void pack_scores(const float* s, uint32_t (&p)[8][4]) {
         for (int j = 0; j < 4; j++) p[k][j] = pack_bf16(s[8 * k + 2 * j], s[8 * k + 2 * j + 1]);
 }
 
-// One thread brings queries, keys and values. Tiles are numbered over heads, sequences and, the last ones first (they
+// One thread brings queries, keys and values, and tells the others of each tile its blocks of keys (0: no tile is left),
+// the position and the row of its first query, and the head, with the rows that exist above it. Tiles are numbered over heads, sequences and, the last ones first (they
 // are the longest), tiles of a sequence; every block of the grid takes its share of them to and fro.
 DEVICE void bring(const CUtensorMap* mq, const CUtensorMap* mk, const CUtensorMap* mv, const AttentionArgs& a,
                   uint32_t smem) {
@@ -109,7 +103,8 @@ DEVICE void bring(const CUtensorMap* mq, const CUtensorMap* mk, const CUtensorMa
         const int keys = past + min(len, tile * 128 + 128), blocks = (keys + 127) / 128;
         const uint32_t q_full = bars + Q_FULL + 8 * (n & 1), item = bars + ITEM + 32 * (n & 1);
         mbar_wait(bars + Q_EMPTY + 8 * (n & 1), ((n >> 1) & 1) ^ 1);
-        item_store(item, blocks, past + tile * 128, start + tile * 128, head | (min(128, len - tile * 128) << 16));
+        const int rows = min(128, len - tile * 128);
+        sts128(item, make_uint4(blocks, past + tile * 128, start + tile * 128, head | rows << 16));
         mbar_expect(q_full, TILE);
         for (int i = 0; i < 4; i++)  // (warpgroup, half)
             tma_load(smem + OFF_Q + (n & 1) * TILE + i * 8192, mq, head * 128 + (i & 1) * 64,
@@ -139,7 +134,7 @@ DEVICE void bring(const CUtensorMap* mq, const CUtensorMap* mk, const CUtensorMa
         }
     }
     mbar_wait(bars + Q_EMPTY + 8 * (n & 1), ((n >> 1) & 1) ^ 1);
-    asm volatile("st.shared.s32 [%0], %1;" ::"r"(bars + ITEM + 32 * (n & 1)), "r"(0) : "memory");
+    sts32(bars + ITEM + 32 * (n & 1), 0);
     mbar_arrive(bars + Q_FULL + 8 * (n & 1));
 }
 
@@ -264,7 +259,7 @@ DEVICE void attend(const AttentionArgs& a, uint32_t smem, int which) {
 }
 
 DEVICE void attention(const CUtensorMap* mq, const CUtensorMap* mk, const CUtensorMap* mv, const AttentionArgs& a) {
-    extern __shared__ uint8_t raw[];
+    DYNAMIC_SHARED(raw);
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
     const int group = uniform(threadIdx.x >> 7);
     if (threadIdx.x == 0) {

@@ -96,7 +96,7 @@ template <int TYPE, int T> DEVICE void blocks_gemm(const CUtensorMap* mx, const 
     constexpr int RING = BIG ? 230000 : 113000, XS = T == 16 ? 8 : T == 128 ? 6 : 4;
     constexpr int FIT = (RING - XS * X_BYTES) / W_BYTES, WS = FIT > 6 ? 6 : FIT, QUARTERS = F::STEP / 64;
     static_assert(WS >= 2 && T * PITCH * 4 <= XS * X_BYTES + WS * W_BYTES, "shared memory");
-    extern __shared__ uint8_t raw[];
+    DYNAMIC_SHARED(raw);
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, weights = smem + XS * X_BYTES;
     const uint32_t bars = weights + WS * W_BYTES;
     const uint32_t x_full = bars, x_empty = x_full + 8 * XS, w_full = x_empty + 8 * XS, w_empty = w_full + 8 * WS;

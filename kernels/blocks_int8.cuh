@@ -80,7 +80,6 @@ DEVICE void ldmatrix_b(uint32_t* r, uint32_t addr) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr));
 }
-DEVICE void sts32(uint32_t addr, uint32_t v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(addr), "r"(v) : "memory"); }
 
 // Where this lane's rows of operand B lie, of blocks 0 and 1 and of blocks 2 and 3 of 128 columns: a block has 64
 // bytes, high ones of its columns, then low ones; zeros stay where they are.

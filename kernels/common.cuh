@@ -16,6 +16,8 @@ typedef __nv_bfloat16 bf16;
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 #define LOG2E 1.4426950408889634f
+// What a launch gives a block of shared memory.
+#define DYNAMIC_SHARED(NAME) extern __shared__ uint8_t NAME[]
 
 // Programmatic dependent launch: a kernel may start while the one before it still runs. Nothing that the
 // kernel before may write (or still reads) is touched before `pdl_wait`. `pdl_launch` comes after it, so
@@ -150,10 +152,23 @@ DEVICE uint4 lds128(uint32_t addr) {
 DEVICE void sts128(uint32_t addr, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(addr), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
+DEVICE void sts32(uint32_t addr, uint32_t v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(addr), "r"(v) : "memory"); }
 DEVICE uint32_t lds32(uint32_t addr) {
     uint32_t v;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(addr) : "memory");
     return v;
+}
+
+// ---- counters in memory that blocks meet at ----
+DEVICE uint32_t count_up(uint32_t* counter, uint32_t by) {
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(by) : "memory");
+    return before;
+}
+DEVICE uint32_t count_now(const uint32_t* counter) {
+    uint32_t now;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+    return now;
 }
 
 // ---- reductions over a warp, in one fixed order; every lane gets the result ----

@@ -38,12 +38,8 @@ struct Walk {
 // Waits for the other parts of a tile. Counters go up for ever, by 4 each time.
 __device__ uint32_t gemm_met[256];
 template <int SPLIT> DEVICE void gemm_meet(int of) {
-    uint32_t before, now;
-    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
-                 : "=r"(before) : "l"(gemm_met + of), "n"(4 / SPLIT) : "memory");
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(gemm_met + of) : "memory");
-    } while ((int)(now - (before & ~3u) - 4) < 0);
+    const uint32_t all = (count_up(gemm_met + of, 4 / SPLIT) & ~3u) + 4;
+    while ((int)(count_now(gemm_met + of) - all) < 0) {}
 }
 
 // PARTS: k in four parts, each from zero, whose sums are added in order: the bits of linear_batch_sm90.cu.
@@ -56,7 +52,7 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
     constexpr int BK = FP8 ? 128 : 64;
     constexpr int B_BYTES = BN * 128, STAGE_BYTES = A_BYTES + B_BYTES, STAGES = OFF_OUT / STAGE_BYTES;
     constexpr int FULL = 0, EMPTY = 8 * STAGES, ACC = BN / 2, SUMS = PARTS ? ACC : 1;
-    extern __shared__ uint8_t raw[];
+    DYNAMIC_SHARED(raw);
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
     const uint32_t rank = cluster_rank();
     const int group = threadIdx.x >> 7;

@@ -53,7 +53,7 @@ template <int T, bool SWIGLU, typename OUT, int RING = 98304>
 DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const BatchArgs& a) {
     constexpr int STAGE_BYTES = A_BYTES + T * BK * 2, STAGES = RING / STAGE_BYTES;
     static_assert(T * PITCH * 4 <= RING && STAGES * 16 <= 128, "shared memory");
-    extern __shared__ uint8_t raw[];
+    DYNAMIC_SHARED(raw);
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, full = smem + RING, empty = full + 8 * STAGES;
     float* sums = (float*)(raw + (smem - smem_addr(raw)));
     const uint32_t rank = cluster_rank();

@@ -331,7 +331,7 @@ DEVICE void output_group(const SsdArgs& a, const Chunks& ch, uint32_t smem, uint
 
 template <typename S>
 DEVICE void ssd(const CUtensorMap* mx, const CUtensorMap* mb, const CUtensorMap* mc, const SsdArgs& a) {
-    extern __shared__ uint8_t raw[];
+    DYNAMIC_SHARED(raw);
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
     uint8_t* generic = raw + (smem - smem_addr(raw));
     const int head = blockIdx.x, seq = blockIdx.y;

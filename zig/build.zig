@@ -235,15 +235,17 @@ fn addEmulated(c: Context) *Build.Step {
     const b = c.b;
     const sources = b.addWriteFiles();
     const kernels = [_][]const u8{
-        "attention_mma.cu", "blocks.cuh", "blocks_mma.cu", "linear_fp8_mma.cu",
-        "linear_mma.cu",    "mma.cuh",
+        "attention_mma.cu",     "blocks.cuh",          "blocks_mma.cu",     "linear_fp8_mma.cu",
+        "linear_mma.cu",        "mma.cuh",             "attention_sm90.cu", "gemm_sm90.cuh",
+        "linear_batch_sm90.cu", "linear_gemm_sm90.cu",
     };
     for (kernels) |name|
         _ = sources.addCopyFile(b.path(b.fmt("../kernels/{s}", .{name})), name);
-    _ = sources.addCopyFile(b.path("cuda/emulated/common.cuh"), "common.cuh");
+    for ([_][]const u8{ "common.cuh", "hopper.cuh", "wgmma.cuh" }) |name|
+        _ = sources.addCopyFile(b.path(b.fmt("cuda/emulated/{s}", .{name})), name);
     const root = c.module("emulated.zig", c.target);
-    root.addCSourceFile(.{
-        .file = sources.addCopyFile(b.path("cuda/emulated/kernels.cpp"), "kernels.cpp"),
+    for ([_][]const u8{ "kernels.cpp", "kernels_sm90.cpp" }) |name| root.addCSourceFile(.{
+        .file = sources.addCopyFile(b.path(b.fmt("cuda/emulated/{s}", .{name})), name),
         .flags = &.{ "-std=c++17", "-fno-exceptions", "-fno-sanitize=undefined" },
     });
     const tests = b.addTest(.{

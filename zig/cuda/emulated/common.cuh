@@ -1,16 +1,17 @@
-// Stands in for kernels/common.cuh where kernels for every card since Ampere are tested on a CPU: a block's threads are
-// coroutines of one thread, and what a warp or the copy engine does together is done in the same steps here.
+// Stands in for kernels/common.cuh where kernels are tested on a CPU: threads are coroutines of one thread, and what a
+// warp, a cluster or the copy engine does together is done in the same steps here. hopper.cuh and wgmma.cuh beside this
+// file do the same for what only Hopper has; who includes this one says by HOPPER which code is meant.
 //
-// Copies land when they are waited for, not before: until then their place holds numbers that are none. Steps of a warp
-// find all of its threads, or the test does not end.
+// What runs beside a thread lands as late as it may: copies once somebody waits for them, until when their place holds
+// numbers that are none. Steps of a warp find all of its threads, or nobody can go on, which ends the test.
 #pragma once
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 
-#define HOPPER 0
 #define __global__
 #define __device__
 #define __shared__ static
@@ -19,82 +20,143 @@
 #define __grid_constant__
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
+#define DYNAMIC_SHARED(NAME) uint8_t* const NAME = team().shared
 #define LOG2E 1.4426950408889634f
+#undef INFINITY
+#define INFINITY __builtin_inff()
 
 struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
 struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
 struct bf16 { uint16_t bits; };
 DEVICE uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+DEVICE uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 DEVICE float2 make_float2(float x, float y) { return {x, y}; }
+DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 template <typename T> DEVICE T min(T a, T b) { return a < b ? a : b; }
+template <typename T> DEVICE T max(T a, T b) { return a > b ? a : b; }
 template <typename T> DEVICE T __ldg(const T* p) { return *p; }
+template <typename T> DEVICE T __ldcg(const T* p) { return *p; }
+template <typename T> DEVICE void __stcg(T* p, T v) { *p = v; }
 
-// ---- a block ----
+// ---- blocks and their threads ----
 struct Index { int x, y, z; };
-static constexpr int most_threads = 128, stack_bytes = 1 << 17;
+static constexpr int stack_bytes = 1 << 16, shared_bytes = 232448, most_warps = 12;
+struct Meeting { int came, times; };
+struct Team {
+    Index at;
+    int first, n_threads;  // of its threads
+    uint8_t* shared;       // what its launch gives it, 1024-byte aligned
+    uint8_t* below;        // addresses of shared memory count from here
+    Meeting all, warps[most_warps], groups[most_warps / 4], named[16];
+};
+struct Copy { uint32_t to; uint4 data; };
 struct Thread {
     ucontext_t context;
+    int block, number;
     bool done;
     uint32_t words[6];  // what its warp reads of it
-    float value;
     int n_copies, n_groups, group_ends[8];
-    struct { uint32_t to; uint4 data; } copies[512];
+    Copy copies[128];
 };
-struct Meeting { int came, times; };
-static Thread threads[most_threads];
-static char (*stacks)[stack_bytes];
-static Meeting all, warps[most_threads / 32];
+static Thread* threads;
+static Team* teams;
+static int n_threads, n_blocks, now, idle;
 static ucontext_t outside;
-static int n_threads, now;
-static Index blockIdx, gridDim;
+static Index gridDim;
+static int cluster_blocks = 1;
 static void (*kernel)(const void*);
 static const void* arguments;
-DEVICE Index running() { return {now, 0, 0}; }
+DEVICE Thread& thread() { return threads[now]; }
+DEVICE Team& team() { return teams[threads[now].block]; }
+DEVICE Index running() { return {thread().number, 0, 0}; }
 #define threadIdx running()
+#define blockIdx (team().at)
 
-// The next thread that is not done goes on; once all are, the caller of `emulate`.
+[[noreturn]] static void fail(const char* why) {
+    fprintf(stderr, "block %d, thread %d: %s\n", thread().block, thread().number, why);
+    abort();
+}
+// Another thread goes on; once all are done, the caller of `emulate`. A block's threads have their turn until none of
+// them gets further, but for one in eight passes, which goes to any thread: what does not wait for another is found far
+// ahead of it or behind.
 static void pass() {
-    Thread& from = threads[now];
-    for (int i = 1; i <= n_threads; i++) {
-        const int next = (now + i) % n_threads;
+    static uint32_t dice = 1;
+    static int polls;
+    const int from = now, first = team().first, size = team().n_threads;
+    polls = idle <= 1 ? 0 : polls + 1;
+    dice = dice * 1664525 + 1013904223;
+    const bool any = dice >> 29 == 0, leave = any || polls > size;
+    const int start = any ? dice % (uint32_t)n_threads : first + size;
+    if (leave) polls = 0;
+    for (int i = 0; i < size + n_threads; i++) {  // this block's others first, or everybody from `start` on
+        const int next = leave || i >= size ? (start + i) % n_threads : first + (from - first + 1 + i) % size;
         if (threads[next].done) continue;
-        if (next == now) return;
+        if (next == from) return;
         now = next;
-        swapcontext(&from.context, &threads[next].context);
+        swapcontext(&threads[from].context, &threads[next].context);
         return;
     }
     setcontext(&outside);
 }
-static void meet(Meeting& m, int of) {
-    const int times = m.times;
-    if (++m.came == of) m.came = 0, m.times++;
-    else while (m.times == times) pass();
+template <typename F> DEVICE void until(F holds) {
+    for (; !holds(); pass())
+        if (++idle > 100 * n_threads) fail("nobody goes on");
+    idle = 0;
 }
-DEVICE void __syncthreads() { meet(all, n_threads); }
-DEVICE void warp_meet() { meet(warps[now / 32], 32); }
+// The last of `of` threads runs `then` before they go on.
+template <typename F> DEVICE void meet(Meeting& m, int of, F then) {
+    const int times = m.times;
+    idle = 0;
+    if (++m.came == of) then(), m.came = 0, m.times++;
+    else until([&] { return m.times != times; });
+}
+DEVICE void meet(Meeting& m, int of) { meet(m, of, [] {}); }
+DEVICE void __syncthreads() { meet(team().all, team().n_threads); }
+DEVICE void __syncwarp() { meet(team().warps[thread().number / 32], 32); }
+
+static void land_copies();  // what is still on its way when a thread ends
 static void thread_body() {
     kernel(arguments);
-    threads[now].done = true;
+    land_copies();
+    thread().done = true, idle = 0;
     pass();
 }
-static void emulate(void (*of)(const void*), const void* with, Index grid, int block) {
-    if (!stacks) stacks = (char(*)[stack_bytes])malloc(sizeof(*stacks) * most_threads);
-    kernel = of, arguments = with, gridDim = grid, n_threads = block;
-    for (blockIdx.z = 0; blockIdx.z < grid.z; blockIdx.z++)
-        for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++)
-            for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) {
-                for (int i = 0; i < block; i++) {
-                    Thread& t = threads[i];
-                    t.done = false, t.n_copies = t.n_groups = 0;
-                    getcontext(&t.context);
-                    t.context.uc_stack.ss_sp = stacks[i];
-                    t.context.uc_stack.ss_size = stack_bytes;
-                    makecontext(&t.context, thread_body, 0);
-                }
-                now = 0;
-                swapcontext(&outside, &threads[0].context);
-            }
+static void run_blocks(int first, int count, int per_block) {
+    n_threads = 0, n_blocks = count, idle = 0;
+    for (int b = 0; b < count; b++) {
+        Team& of = teams[b];
+        uint8_t* const shared = of.shared;
+        memset(&of, 0, sizeof(of));
+        of.shared = shared, of.first = n_threads, of.n_threads = per_block;
+        memset(shared, 0xff, shared_bytes);
+        const int i = first + b, plane = gridDim.x * gridDim.y;
+        of.at = {i % gridDim.x, i % plane / gridDim.x, i / plane};
+        for (int t = 0; t < per_block; t++) {
+            Thread& of = threads[n_threads++];
+            of.done = false, of.n_copies = of.n_groups = 0, of.block = b, of.number = t;
+            void* const stack = of.context.uc_stack.ss_sp;
+            getcontext(&of.context);
+            of.context.uc_stack.ss_sp = stack;
+            of.context.uc_stack.ss_size = stack_bytes;
+            makecontext(&of.context, thread_body, 0);
+        }
+    }
+    now = 0;
+    swapcontext(&outside, &threads[0].context);
+}
+// Runs the grid's blocks, `together` at a time, in clusters of `cluster`.
+static void emulate(void (*of)(const void*), const void* with, Index grid, int per_block, int together, int cluster) {
+    static int have_threads, have_teams;
+    for (; have_threads == 0 || have_threads < per_block * together; have_threads++) {
+        if (have_threads == 0) threads = (Thread*)calloc(1 << 13, sizeof(Thread)), teams = (Team*)calloc(64, sizeof(Team));
+        threads[have_threads].context.uc_stack.ss_sp = malloc(stack_bytes);
+    }
+    for (; have_teams < together; have_teams++) teams[have_teams].shared = (uint8_t*)aligned_alloc(1024, shared_bytes);
+    kernel = of, arguments = with, gridDim = grid, cluster_blocks = cluster;
+    const int all = grid.x * grid.y * grid.z;
+    for (int b = 0; b < all; b += together) run_blocks(b, min(together, all - b), per_block);
 }
 
 // ---- numbers ----
@@ -103,11 +165,15 @@ DEVICE float __uint_as_float(uint32_t u) {
     memcpy(&f, &u, 4);
     return f;
 }
+DEVICE uint32_t __float_as_uint(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
 DEVICE float bf_lo(uint32_t v) { return __uint_as_float(v << 16); }
 DEVICE float bf_hi(uint32_t v) { return __uint_as_float(v & 0xffff0000u); }
 DEVICE uint32_t to_bf16(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
+    const uint32_t u = __float_as_uint(f);
     return f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
 }
 DEVICE uint32_t pack_bf16(float lo, float hi) { return to_bf16(lo) | to_bf16(hi) << 16; }
@@ -123,80 +189,118 @@ DEVICE Half __ushort_as_half(unsigned short bits) {
     return h;
 }
 DEVICE float __half2float(Half h) { return (float)h.number; }
-DEVICE float fast_exp2(float v) { return exp2f(v); }
+DEVICE float fast_exp2(float v) {
+    const float r = exp2f(v);
+    return r < 1.17549435e-38f ? 0.0f : r;
+}
 DEVICE float silu(float v) { return v / (1.0f + expf(-v)); }
 
-// ---- shared memory, whose addresses count from a place far below ----
-static uint8_t* below;
+// ---- shared memory ----
 DEVICE uint32_t smem_addr(const void* p) {
-    if (!below) below = (uint8_t*)p - 0x10000000;
-    return (uint32_t)((uint8_t*)p - below);
+    Team& b = team();
+    if (!b.below) {
+        const bool given = (uint8_t*)p >= b.shared && (uint8_t*)p < b.shared + shared_bytes;
+        b.below = given ? b.shared : (uint8_t*)p - 0x10000000;
+    }
+    return (uint32_t)((uint8_t*)p - b.below);
 }
-DEVICE void sts128(uint32_t at, uint4 v) { memcpy(below + at, &v, 16); }
-// Named by functions of blocks.cuh that no kernel here calls.
-uint4 lds128(uint32_t);
-uint32_t lds32(uint32_t), __byte_perm(uint32_t, uint32_t, uint32_t);
-float __shfl_sync(uint32_t, float, int);
+DEVICE uint8_t* shared_at(uint32_t address) { return team().below + address; }
+DEVICE uint4 lds128(uint32_t at) {
+    uint4 v;
+    memcpy(&v, shared_at(at), 16);
+    return v;
+}
+DEVICE uint32_t lds32(uint32_t at) {
+    uint32_t v;
+    memcpy(&v, shared_at(at), 4);
+    return v;
+}
+DEVICE void sts128(uint32_t at, uint4 v) { memcpy(shared_at(at), &v, 16); }
+DEVICE void sts32(uint32_t at, uint32_t v) { memcpy(shared_at(at), &v, 4); }
+uint32_t __byte_perm(uint32_t, uint32_t, uint32_t);  // named by functions that no kernel here calls
 DEVICE void pdl_wait() {}
 DEVICE void pdl_launch() {}
+DEVICE void spoil(void* at, size_t bytes) { memset(at, 0xff, bytes); }
 DEVICE void cp_async16(uint32_t to, const void* from, bool valid) {
-    Thread& t = threads[now];
-    auto& copy = t.copies[t.n_copies++];
-    copy.to = to, copy.data = {0, 0, 0, 0};
+    Thread& t = thread();
+    if (t.n_copies == sizeof(t.copies) / sizeof(Copy)) fail("more copies at a time than expected");
+    Copy& copy = t.copies[t.n_copies++];
+    copy = {to, {0, 0, 0, 0}};
     if (valid) memcpy(&copy.data, from, 16);
-    sts128(to, {0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0});
+    spoil(shared_at(to), 16);
 }
-DEVICE void cp_async_commit() {
-    Thread& t = threads[now];
-    t.group_ends[t.n_groups++] = t.n_copies;
-}
+DEVICE void cp_async_commit() { thread().group_ends[thread().n_groups++] = thread().n_copies; }
 template <int N> DEVICE void cp_async_wait() {
-    Thread& t = threads[now];
+    Thread& t = thread();
     const int ended = t.n_groups > N ? t.n_groups - N : 0, n = ended ? t.group_ends[ended - 1] : 0;
     for (int i = 0; i < n; i++) sts128(t.copies[i].to, t.copies[i].data);
-    memmove(t.copies, t.copies + n, sizeof(t.copies[0]) * (t.n_copies - n));
+    memmove(t.copies, t.copies + n, sizeof(Copy) * (t.n_copies - n));
     for (int i = ended; i < t.n_groups; i++) t.group_ends[i - ended] = t.group_ends[i] - n;
     t.n_copies -= n, t.n_groups -= ended;
 }
 
+// ---- counters in memory that blocks meet at ----
+DEVICE uint32_t count_up(uint32_t* counter, uint32_t by) {
+    const uint32_t before = *counter;
+    *counter += by, idle = 0;
+    return before;
+}
+DEVICE uint32_t count_now(const uint32_t* counter) {
+    if (++idle > 100 * n_threads) fail("a counter stays");
+    pass();
+    return *counter;
+}
+
 // ---- steps of a warp ----
-DEVICE float __shfl_xor_sync(uint32_t, float v, int lanes) {
-    threads[now].value = v;
-    warp_meet();
-    const float other = threads[now ^ lanes].value;
-    warp_meet();
+DEVICE Thread* warp() { return threads + now - thread().number % 32; }
+DEVICE int lane() { return thread().number % 32; }
+template <typename T> DEVICE T __shfl_sync(uint32_t, T v, int from) {
+    memcpy(thread().words, &v, 4);
+    __syncwarp();
+    T other;
+    memcpy(&other, warp()[from & 31].words, 4);
+    __syncwarp();
     return other;
 }
+template <typename T> DEVICE T __shfl_xor_sync(uint32_t all, T v, int lanes) { return __shfl_sync(all, v, lane() ^ lanes); }
+DEVICE bool __any_sync(uint32_t, bool v) {
+    thread().words[0] = v;
+    __syncwarp();
+    bool any = false;
+    for (int i = 0; i < 32; i++) any |= warp()[i].words[0] != 0;
+    __syncwarp();
+    return any;
+}
 // Row `row` of matrix m, as the lane that gave its address has it.
-DEVICE const uint8_t* matrix_row(int m, int row) { return below + threads[(now & ~31) + 8 * m + row].words[0]; }
+DEVICE uint8_t* matrix_row(int m, int row) { return shared_at(warp()[8 * m + row].words[0]); }
 DEVICE void ldmatrix4(uint32_t* r, uint32_t address) {
-    threads[now].words[0] = address;
-    warp_meet();
-    for (int m = 0; m < 4; m++) memcpy(r + m, matrix_row(m, now % 32 / 4) + now % 4 * 4, 4);
-    warp_meet();
+    thread().words[0] = address;
+    __syncwarp();
+    for (int m = 0; m < 4; m++) memcpy(r + m, matrix_row(m, lane() / 4) + lane() % 4 * 4, 4);
+    __syncwarp();
 }
 DEVICE void ldmatrix4_trans(uint32_t* r, uint32_t address) {
-    threads[now].words[0] = address;
-    warp_meet();
+    thread().words[0] = address;
+    __syncwarp();
     for (int m = 0; m < 4; m++) {
         uint16_t pair[2];
-        for (int i = 0; i < 2; i++) memcpy(pair + i, matrix_row(m, now % 4 * 2 + i) + now % 32 / 4 * 2, 2);
+        for (int i = 0; i < 2; i++) memcpy(pair + i, matrix_row(m, lane() % 4 * 2 + i) + lane() / 4 * 2, 2);
         memcpy(r + m, pair, 4);
     }
-    warp_meet();
+    __syncwarp();
 }
 // D(16x8) += A(16x16, rows) * B(16x8, columns): lane 4g + t holds columns 2t, 2t + 1 and 8 + 2t, 9 + 2t of rows g and
 // g + 8 of A, and the same of column g of B.
 DEVICE void mma_bf16(float* d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
     const uint32_t mine[6] = {a0, a1, a2, a3, b0, b1};
-    memcpy(threads[now].words, mine, sizeof(mine));
-    warp_meet();
-    const Thread* warp = threads + (now & ~31);
+    memcpy(thread().words, mine, sizeof(mine));
+    __syncwarp();
     for (int e = 0; e < 4; e++)
         for (int k = 0; k < 16; k++) {
-            const int row = now % 32 / 4 + 8 * (e >> 1), column = now % 4 * 2 + (e & 1), t = k % 8 / 2;
-            const uint32_t a = warp[row % 8 * 4 + t].words[row / 8 + 2 * (k / 8)], b = warp[column * 4 + t].words[4 + k / 8];
+            const int row = lane() / 4 + 8 * (e >> 1), column = lane() % 4 * 2 + (e & 1), t = k % 8 / 2;
+            const uint32_t a = warp()[row % 8 * 4 + t].words[row / 8 + 2 * (k / 8)];
+            const uint32_t b = warp()[column * 4 + t].words[4 + k / 8];
             d[e] += k & 1 ? bf_hi(a) * bf_hi(b) : bf_lo(a) * bf_lo(b);
         }
-    warp_meet();
+    __syncwarp();
 }

@@ -1,11 +1,15 @@
-// Kernels that test.zig starts on the CPU. The build lays this file, common.cuh and the kernels' sources into one folder.
+// Kernels of cards that are no Hopper, which test.zig starts on the CPU. The build lays this file, those beside it and
+// the kernels' sources into one folder.
+#define HOPPER 0
+#include "common.cuh"
+static void land_copies() {}
 #include "attention_mma.cu"
 #include "blocks_mma.cu"
 #include "linear_fp8_mma.cu"
 #include "linear_mma.cu"
 
 #define START(NAME, ARGS) \
-    if (!strcmp(name, #NAME)) return emulate([](const void* p) { NAME(*(const ARGS*)p); }, args, grid, threads)
+    if (!strcmp(name, #NAME)) return emulate([](const void* p) { NAME(*(const ARGS*)p); }, args, {x, y, z}, threads, 1, 1)
 #define START_MMA(NAME) \
     START(NAME##_128, MmaArgs); \
     START(NAME##_128_swiglu, MmaArgs); \
@@ -14,7 +18,6 @@
 
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate(const char* name, const void* args, int x, int y, int z, int threads) {
-    const Index grid = {x, y, z};
     START(attention_mma_bf16, AttentionArgs);
     START_MMA(linear_mma);
     START_MMA(fp8_mma);

@@ -5,7 +5,23 @@ const std = @import("std");
 const block = @import("../../cpu/block.zig");
 const panels = @import("../blocks.zig");
 const testing = std.testing;
+const support = @import("support.zig");
+const Error = support.Error;
+const Sequence = support.Sequence;
 const allocator = testing.allocator;
+const bf16 = support.bf16;
+const hd = support.hd;
+const heads = support.heads;
+const kv_heads = support.kv_heads;
+const matrix = support.matrix;
+const max_pages = support.max_pages;
+const number = support.number;
+const page_stride = support.page_stride;
+const random = &support.random;
+const scale = support.scale;
+const silu = support.silu;
+const value = support.value;
+const width = support.width;
 
 extern fn bamba_emulate(
     name: [*:0]const u8,
@@ -15,41 +31,6 @@ extern fn bamba_emulate(
     z: c_int,
     threads: c_int,
 ) void;
-
-var random = std.Random.DefaultPrng.init(7);
-
-fn number() f32 {
-    return random.random().floatNorm(f32);
-}
-fn bf16(v: f32) u16 {
-    const bits: u32 = @bitCast(v);
-    return @intCast((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-fn value(bits: u16) f64 {
-    return @as(f32, @bitCast(@as(u32, bits) << 16));
-}
-fn matrix(n: usize) ![]u16 {
-    const m = try allocator.alloc(u16, n);
-    for (m) |*v| v.* = bf16(number());
-    return m;
-}
-
-/// ||got - want|| / ||want|| of all numbers given.
-const Error = struct {
-    off: f64 = 0,
-    all: f64 = 0,
-
-    fn add(e: *Error, got: f64, want: f64) void {
-        e.off += (got - want) * (got - want);
-        e.all += want * want;
-    }
-    fn expect(e: Error, limit: f64) !void {
-        const found = @sqrt(e.off / e.all);
-        if (found <= limit) return;
-        std.debug.print("expected an error of at most {e} but found {e}\n", .{ limit, found });
-        return error.TestUnexpectedResult;
-    }
-};
 
 // ---- linear --------------------------------------------------------------------------------
 
@@ -81,10 +62,6 @@ fn multiply(comptime base: []const u8, size: usize, a: *const Linear) void {
         (if (size == 64) base ++ "_64_swiglu" else base ++ "_128_swiglu");
     bamba_emulate(name, a, @intCast(tiles * across), 1, 1, 128);
 }
-fn silu(v: f64) f64 {
-    return v / (1 + @exp(-v));
-}
-
 test "linear_mma at ugly sizes: near the sums, and the same bits in both tiles" {
     const cases = [_]Case{
         .{ .m = 1, .n = 8, .k = 8 },
@@ -285,95 +262,40 @@ const Attention = extern struct {
     max_pages: i32,
     scale: f32,
 };
-const hd = 128;
-const page = 64;
-const heads = 4;
-const kv_heads = 2;
-const max_pages = 4;
-const page_stride = kv_heads * page * hd + 64;
-const width = heads * hd;
-const scale = 0.1;
-
-/// One sequence of `tokens` in all: its queries, and its keys and values in pages in another order.
-const Sequence = struct {
-    tokens: usize,
-    q: []u16,
-    k: []u16,
-    v: []u16,
-    const order = [max_pages]u32{ 2, 0, 3, 1 };
-
-    fn make(tokens: usize) !Sequence {
-        return .{
-            .tokens = tokens,
-            .q = try matrix(tokens * width),
-            .k = try matrix(max_pages * page_stride),
-            .v = try matrix(max_pages * page_stride),
-        };
-    }
-    fn free(s: Sequence) void {
-        for ([_][]u16{ s.q, s.k, s.v }) |of| allocator.free(of);
-    }
-    fn row(position: usize, kv: usize) usize {
-        return order[position / page] * page_stride + (kv * page + position % page) * hd;
-    }
-    /// Attention of the tokens from `past` on, given as the second of two sequences, of which the
-    /// first has none.
-    fn attend(s: Sequence, past: usize, out: []u16) void {
-        const length: u32 = @intCast(s.tokens - past);
-        const pages = order ++ order;
-        bamba_emulate("attention_mma_bf16", &Attention{
-            .q = s.q.ptr + past * width,
-            .k_pages = s.k.ptr,
-            .v_pages = s.v.ptr,
-            .out = out.ptr,
-            .seq_start = &[_]u32{ 0, 0, length },
-            .past_len = &[_]u32{ 5, @intCast(past) },
-            .pages = &pages,
-            .page_stride = page_stride,
-            .heads = heads,
-            .kv_heads = kv_heads,
-            .q_stride = width,
-            .out_stride = width,
-            .max_pages = max_pages,
-            .scale = scale,
-        }, heads, @intCast((length + 63) / 64), 2, 128);
-    }
-    fn want(s: Sequence, position: usize, head: usize, out: *[hd]f64) void {
-        var weights: [max_pages * page]f64 = undefined;
-        var sum: f64 = 0;
-        const kv = head / (heads / kv_heads);
-        for (0..position + 1) |key| {
-            var dot: f64 = 0;
-            for (0..hd) |c|
-                dot += value(s.q[position * width + head * hd + c]) * value(s.k[row(key, kv) + c]);
-            weights[key] = @exp(dot * scale);
-            sum += weights[key];
-        }
-        out.* = @splat(0);
-        for (0..position + 1) |key| for (out, 0..) |*o, c| {
-            o.* += weights[key] / sum * value(s.v[row(key, kv) + c]);
-        };
-    }
-};
-
+/// Attention of the tokens from `past` on, given as the second of two sequences, of which the
+/// first has none.
+fn attend(s: Sequence, past: usize, out: []u16) void {
+    const length: u32 = @intCast(s.tokens - past);
+    const pages = Sequence.order ++ Sequence.order;
+    bamba_emulate("attention_mma_bf16", &Attention{
+        .q = s.q.ptr + past * width,
+        .k_pages = s.k.ptr,
+        .v_pages = s.v.ptr,
+        .out = out.ptr,
+        .seq_start = &[_]u32{ 0, 0, length },
+        .past_len = &[_]u32{ 5, @intCast(past) },
+        .pages = &pages,
+        .page_stride = page_stride,
+        .heads = heads,
+        .kv_heads = kv_heads,
+        .q_stride = width,
+        .out_stride = width,
+        .max_pages = max_pages,
+        .scale = scale,
+    }, heads, @intCast((length + 63) / 64), 2, 128);
+}
 test "attention_mma: near the sums, with the same bits wherever a prompt is cut" {
     for ([_]usize{ 1, 70, 193 }) |tokens| {
         const s = try Sequence.make(tokens);
         defer s.free();
         const whole = try allocator.alloc(u16, tokens * width);
         defer allocator.free(whole);
-        s.attend(0, whole);
-        var off: Error = .{};
-        for (0..tokens) |position| for (0..heads) |head| {
-            var row: [hd]f64 = undefined;
-            s.want(position, head, &row);
-            for (row, 0..) |v, c| off.add(value(whole[position * width + head * hd + c]), v);
-        };
-        try off.expect(4e-3);
+        attend(s, 0, whole);
+        try s.check(whole);
         for ([_]usize{ 1, 64, 100 }) |past| if (past < tokens) {
             const part = try allocator.alloc(u16, (tokens - past) * width);
             defer allocator.free(part);
-            s.attend(past, part);
+            attend(s, past, part);
             try testing.expectEqualSlices(u16, whole[past * width ..], part);
         };
     }

@@ -1,0 +1,149 @@
+// Stands in for kernels/hopper.cuh, as common.cuh says: barriers in shared memory, clusters and tensor copies.
+#pragma once
+#include "common.cuh"
+
+// ---- clusters ----
+DEVICE int cluster_first() { return thread().block / cluster_blocks * cluster_blocks; }
+DEVICE uint32_t cluster_rank() { return thread().block % cluster_blocks; }
+DEVICE uint8_t* cluster_at(uint32_t address, uint32_t rank) { return teams[cluster_first() + rank].below + address; }
+static Meeting clusters[64];
+DEVICE void cluster_sync() {
+    smem_addr(team().shared);
+    meet(clusters[cluster_first()], cluster_blocks * team().n_threads);
+}
+DEVICE float4 cluster_load4(uint32_t address, uint32_t rank) {
+    float4 v;
+    memcpy(&v, cluster_at(address, rank), 16);
+    return v;
+}
+
+// ---- mbarriers: a word for arrivals still missing and how many there are, a word for bytes; the phase is in the first ----
+struct Barrier { uint8_t count, missing; uint16_t phase; int32_t bytes; };
+static_assert(sizeof(Barrier) == 8, "as in shared memory");
+DEVICE Barrier& barrier_of(int of, uint32_t at) { return *(Barrier*)(teams[of].below + at); }
+DEVICE void turn_over(Barrier& b) {
+    if (b.missing == 0 && b.bytes == 0) b.phase++, b.missing = b.count;
+    idle = 0;
+}
+DEVICE void arrive(Barrier& b) {
+    if (b.missing == 0) fail("more arrivals at a barrier than it counts");
+    b.missing--;
+    turn_over(b);
+}
+DEVICE void mbar_init(uint32_t bar, uint32_t count) {
+    barrier_of(thread().block, bar) = {(uint8_t)count, (uint8_t)count, 0, 0};
+}
+DEVICE void mbar_init_fence() {}
+DEVICE void mbar_expect(uint32_t bar, uint32_t bytes) {
+    Barrier& b = barrier_of(thread().block, bar);
+    b.bytes += bytes;
+    arrive(b);
+}
+DEVICE void mbar_arrive(uint32_t bar) { arrive(barrier_of(thread().block, bar)); }
+DEVICE void mbar_arrive_cluster(uint32_t bar, uint32_t rank) { arrive(barrier_of(cluster_first() + rank, bar)); }
+DEVICE void land_loads(int of);
+DEVICE void mbar_wait(uint32_t bar, uint32_t parity) {
+    const int of = thread().block;
+    until([&] {
+        if ((barrier_of(of, bar).phase & 1) != parity) return true;
+        land_loads(of);
+        return (barrier_of(of, bar).phase & 1) != parity;
+    });
+}
+DEVICE void named_arrive(int id, int of) {
+    Meeting& m = team().named[id];
+    if (++m.came == of) m.came = 0, m.times++;
+    idle = 0;
+}
+DEVICE void named_sync(int id, int of) {
+    Meeting& m = team().named[id];
+    const int times = m.times;
+    named_arrive(id, of);
+    until([&] { return m.times != times; });
+}
+DEVICE void fence_async_smem() {}
+
+// ---- tensor copies: matrices of 2-byte or 1-byte elements in boxes, 128-byte swizzle ----
+struct CUtensorMap { uint8_t* base; int64_t rows, cols, stride; int32_t box_cols, box_rows, item, unused; };
+DEVICE void tma_prefetch_map(const CUtensorMap*) {}
+DEVICE uint32_t swizzled(uint32_t at) { return at ^ (at >> 7 & 7) << 4; }
+struct Load { int block; uint32_t to, bar; CUtensorMap map; int x, y; };
+static Load loads[4096];
+static int n_loads;
+DEVICE void load_later(int of, uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar) {
+    if (n_loads == 4096) fail("more copies on their way than expected");
+    loads[n_loads++] = {of, to, bar, *map, x, y};
+    spoil(teams[of].below + to, map->box_rows * 128);
+}
+// Of one block, all that are on their way.
+DEVICE void land_loads(int of) {
+    int kept = 0;
+    for (int i = 0; i < n_loads; i++) {
+        const Load l = loads[i];
+        if (l.block != of) {
+            loads[kept++] = l;
+            continue;
+        }
+        const CUtensorMap& m = l.map;
+        for (int r = 0; r < m.box_rows; r++)
+            for (int c = 0; c < m.box_cols; c++) {
+                const int64_t row = (int64_t)l.y + r, col = (int64_t)l.x + c;
+                uint8_t* const to = teams[of].below + swizzled(l.to + r * 128 + c * m.item);
+                if (row >= 0 && row < m.rows && col < m.cols) memcpy(to, m.base + (row * m.stride + col) * m.item, m.item);
+                else memset(to, 0, m.item);
+            }
+        Barrier& b = barrier_of(of, l.bar);
+        b.bytes -= m.box_rows * 128;
+        turn_over(b);
+    }
+    n_loads = kept;
+}
+DEVICE void tma_load(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar) {
+    load_later(thread().block, to, map, x, y, bar);
+}
+DEVICE void tma_load_multi(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar, uint16_t mask) {
+    for (int rank = 0; rank < cluster_blocks; rank++)
+        if (mask >> rank & 1) load_later(cluster_first() + rank, to, map, x, y, bar);
+}
+// Stores of a thread, in groups; they read their source when they are waited for.
+struct Store { int thread; CUtensorMap map; uint32_t from; int x, y, group; };
+static Store stores[1024];
+static int n_stores, store_groups[1 << 13];
+DEVICE void tma_store(const CUtensorMap* map, uint32_t from, int x, int y) {
+    if (n_stores == 1024) fail("more stores on their way than expected");
+    stores[n_stores++] = {now, *map, from, x, y, store_groups[now]};
+}
+DEVICE void tma_commit() { store_groups[now]++; }
+template <int N> DEVICE void tma_wait_read() {
+    int kept = 0;
+    for (int i = 0; i < n_stores; i++) {
+        const Store s = stores[i];
+        if (s.thread != now || s.group + N >= store_groups[now]) {
+            stores[kept++] = s;
+            continue;
+        }
+        const CUtensorMap& m = s.map;
+        for (int r = 0; r < m.box_rows; r++)
+            for (int c = 0; c < m.box_cols; c++)
+                if (s.y + r < m.rows && s.x + c < m.cols)
+                    memcpy(m.base + ((s.y + r) * m.stride + s.x + c) * m.item,
+                           shared_at(swizzled(s.from + r * 128 + c * m.item)), m.item);
+    }
+    n_stores = kept;
+}
+template <int N> DEVICE void tma_wait() { tma_wait_read<N>(); }
+static void land_copies() {
+    for (int i = 0; i < n_stores; i++)
+        if (stores[i].thread == now) fail("it ends before its stores");
+}
+
+// ---- registers ----
+template <int N> DEVICE void regs_grow() {}
+template <int N> DEVICE void regs_shrink() {}
+DEVICE void stmatrix4(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    thread().words[0] = address;
+    __syncwarp();
+    const uint32_t mine[4] = {a, b, c, d};
+    for (int m = 0; m < 4; m++) memcpy(matrix_row(m, lane() / 4) + lane() % 4 * 4, mine + m, 4);
+    __syncwarp();
+}

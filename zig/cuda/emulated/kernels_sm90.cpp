@@ -1,0 +1,55 @@
+// Kernels of Hopper, which test_sm90.zig starts on the CPU, as kernels.cpp.
+#define HOPPER 1
+#include "wgmma.cuh"
+namespace attention_file {
+#include "attention_sm90.cu"
+}
+namespace gemm_file {
+#include "linear_gemm_sm90.cu"
+}
+namespace batch_file {
+#include "linear_batch_sm90.cu"
+}
+
+// Tensor maps stand in front of a kernel's arguments.
+struct AttentionCall { CUtensorMap q, k, v; attention_file::AttentionArgs args; };
+struct GemmCall { CUtensorMap x, w, w2, out; gemm_file::GemmArgs args; };
+struct BatchCall { CUtensorMap x, w, w2; batch_file::BatchArgs args; };
+#define ATTENTION(NAME) \
+    if (!strcmp(name, #NAME)) \
+    return emulate([](const void* p) { \
+        const AttentionCall& c = *(const AttentionCall*)p; \
+        attention_file::NAME(c.q, c.k, c.v, c.args); \
+    }, call, {x, 1, 1}, 384, 1, 1)
+#define GEMM_CALL(NAME) \
+    if (!strcmp(name, #NAME)) \
+    return emulate([](const void* p) { \
+        const GemmCall& c = *(const GemmCall*)p; \
+        gemm_file::NAME(c.x, c.w, c.w2, c.out, c.args); \
+    }, call, {x, 1, 1}, 384, x, 2)
+#define BATCH_CALL(NAME) \
+    if (!strcmp(name, #NAME)) \
+    return emulate([](const void* p) { \
+        const BatchCall& c = *(const BatchCall*)p; \
+        batch_file::NAME(c.x, c.w, c.w2, c.args); \
+    }, call, {x, y, 1}, 288, 4, 4)
+
+// Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
+extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, int y) {
+    ATTENTION(attention_sm90_bf16);
+    GEMM_CALL(gemm_256_sm90_bf16);
+    GEMM_CALL(gemm_256_sm90_f32);
+    GEMM_CALL(gemm_128_sm90_bf16);
+    GEMM_CALL(gemm_split_2_sm90_bf16);
+    GEMM_CALL(gemm_split_4_sm90_bf16);
+    GEMM_CALL(gemm_swiglu_256_sm90_bf16);
+    GEMM_CALL(gemm_swiglu_224_sm90_bf16);
+    GEMM_CALL(gemm_swiglu_128_sm90_bf16);
+    GEMM_CALL(gemm_parts_sm90_bf16);
+    GEMM_CALL(gemm_swiglu_parts_sm90_bf16);
+    BATCH_CALL(linear_batch_8_bf16);
+    BATCH_CALL(linear_batch_64_bf16);
+    BATCH_CALL(linear_batch_128_f32);
+    BATCH_CALL(linear_batch_swiglu_16_bf16);
+    abort();
+}

@@ -1,0 +1,102 @@
+//! What the tests of kernels on a CPU share: numbers, errors, and a sequence's keys and values.
+
+const std = @import("std");
+const allocator = std.testing.allocator;
+
+pub var random = std.Random.DefaultPrng.init(7);
+
+pub fn number() f32 {
+    return random.random().floatNorm(f32);
+}
+pub fn bf16(v: f32) u16 {
+    const bits: u32 = @bitCast(v);
+    return @intCast((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+pub fn value(bits: u16) f64 {
+    return @as(f32, @bitCast(@as(u32, bits) << 16));
+}
+pub fn matrix(n: usize) ![]u16 {
+    const m = try allocator.alloc(u16, n);
+    for (m) |*v| v.* = bf16(number());
+    return m;
+}
+
+/// ||got - want|| / ||want|| of all numbers given.
+pub const Error = struct {
+    off: f64 = 0,
+    all: f64 = 0,
+
+    pub fn add(e: *Error, got: f64, want: f64) void {
+        e.off += (got - want) * (got - want);
+        e.all += want * want;
+    }
+    pub fn expect(e: Error, limit: f64) !void {
+        const found = @sqrt(e.off / e.all);
+        if (found <= limit) return;
+        std.debug.print("expected an error of at most {e} but found {e}\n", .{ limit, found });
+        return error.TestUnexpectedResult;
+    }
+};
+
+pub fn silu(v: f64) f64 {
+    return v / (1 + @exp(-v));
+}
+
+pub const hd = 128;
+pub const page = 64;
+pub const heads = 4;
+pub const kv_heads = 2;
+pub const max_pages = 4;
+pub const page_stride = kv_heads * page * hd + hd;
+pub const width = heads * hd;
+pub const scale = 0.1;
+
+/// One sequence of `tokens` in all: its queries, and its keys and values in pages in another order.
+pub const Sequence = struct {
+    tokens: usize,
+    q: []u16,
+    k: []u16,
+    v: []u16,
+    pub const order = [max_pages]u32{ 2, 0, 3, 1 };
+
+    pub fn make(tokens: usize) !Sequence {
+        return .{
+            .tokens = tokens,
+            .q = try matrix(tokens * width),
+            .k = try matrix(max_pages * page_stride),
+            .v = try matrix(max_pages * page_stride),
+        };
+    }
+    pub fn free(s: Sequence) void {
+        for ([_][]u16{ s.q, s.k, s.v }) |of| allocator.free(of);
+    }
+    pub fn row(position: usize, kv: usize) usize {
+        return order[position / page] * page_stride + (kv * page + position % page) * hd;
+    }
+    fn want(s: Sequence, position: usize, head: usize, out: *[hd]f64) void {
+        var weights: [max_pages * page]f64 = undefined;
+        var sum: f64 = 0;
+        const kv = head / (heads / kv_heads);
+        for (0..position + 1) |key| {
+            var dot: f64 = 0;
+            for (0..hd) |c|
+                dot += value(s.q[position * width + head * hd + c]) * value(s.k[row(key, kv) + c]);
+            weights[key] = @exp(dot * scale);
+            sum += weights[key];
+        }
+        out.* = @splat(0);
+        for (0..position + 1) |key| for (out, 0..) |*o, c| {
+            o.* += weights[key] / sum * value(s.v[row(key, kv) + c]);
+        };
+    }
+    /// Results of all tokens, near what they should be.
+    pub fn check(s: Sequence, out: []const u16) !void {
+        var off: Error = .{};
+        for (0..s.tokens) |position| for (0..heads) |head| {
+            var wanted: [hd]f64 = undefined;
+            s.want(position, head, &wanted);
+            for (wanted, 0..) |v, c| off.add(value(out[position * width + head * hd + c]), v);
+        };
+        try off.expect(4e-3);
+    }
+};

@@ -1,0 +1,313 @@
+//! Kernels of Hopper run on the CPU by `wgmma.cuh` and `hopper.cuh`: against sums in f64, and for
+//! the bits that `docs/contract.md` promises. What only the card can tell is left to the card: how
+//! its tensor cores add, and in what order what runs beside a thread ends.
+
+const std = @import("std");
+const testing = std.testing;
+const support = @import("support.zig");
+const Error = support.Error;
+const Sequence = support.Sequence;
+const allocator = testing.allocator;
+const hd = support.hd;
+const heads = support.heads;
+const kv_heads = support.kv_heads;
+const matrix = support.matrix;
+const max_pages = support.max_pages;
+const number = support.number;
+const page_stride = support.page_stride;
+const scale = support.scale;
+const silu = support.silu;
+const value = support.value;
+const width = support.width;
+
+extern fn bamba_emulate_sm90(
+    name: [*:0]const u8,
+    call: *const anyopaque,
+    x: c_int,
+    y: c_int,
+) void;
+
+/// A matrix of bf16 in boxes of 64 columns.
+const Map = extern struct {
+    base: ?[*]const u16,
+    rows: i64 = 0,
+    cols: i64 = 0,
+    stride: i64 = 0,
+    box_cols: i32 = 64,
+    box_rows: i32 = 0,
+    item: i32 = 2,
+    unused: i32 = 0,
+
+    fn of(base: []const u16, rows: usize, cols: usize, box_rows: i32) Map {
+        return .{
+            .base = base.ptr,
+            .rows = @intCast(rows),
+            .cols = @intCast(cols),
+            .stride = @intCast(cols),
+            .box_rows = box_rows,
+        };
+    }
+};
+
+// ---- linear --------------------------------------------------------------------------------
+
+const Problem = struct {
+    m: usize,
+    n: usize,
+    k: usize,
+    x: []u16,
+    w: []u16,
+    w2: []u16,
+    residual: []u16,
+    bias: []f32,
+
+    fn make(m: usize, n: usize, k: usize) !Problem {
+        const p: Problem = .{
+            .m = m,
+            .n = n,
+            .k = k,
+            .x = try matrix(m * k),
+            .w = try matrix(n * k),
+            .w2 = try matrix(n * k),
+            .residual = try matrix(m * n),
+            .bias = try allocator.alloc(f32, n),
+        };
+        for (p.bias) |*b| b.* = number();
+        return p;
+    }
+    fn free(p: Problem) void {
+        for ([_][]u16{ p.x, p.w, p.w2, p.residual }) |of| allocator.free(of);
+        allocator.free(p.bias);
+    }
+    fn want(p: Problem, i: usize, j: usize, two: bool) f64 {
+        var sums: [2]f64 = @splat(0);
+        for (0..p.k) |e| {
+            const v = value(p.x[i * p.k + e]);
+            sums[0] += v * value(p.w[j * p.k + e]);
+            sums[1] += v * value(p.w2[j * p.k + e]);
+        }
+        if (two) return silu(sums[0]) * sums[1];
+        return sums[0] + p.bias[j] + value(p.residual[i * p.n + j]);
+    }
+    /// Of results in bf16.
+    fn check(p: Problem, out: []const u16, rows: usize, two: bool) !void {
+        var off: Error = .{};
+        for (0..rows) |i| for (0..p.n) |j|
+            off.add(value(out[i * p.n + j]), p.want(i, j, two));
+        try off.expect(4e-3);
+    }
+};
+
+const Gemm = extern struct {
+    x: Map,
+    w: Map,
+    w2: Map,
+    out: Map,
+    bias: ?[*]const f32,
+    residual: ?[*]const u16,
+    m: i32,
+    n: i32,
+    k: i32,
+    residual_stride: i32,
+    out_at: ?*anyopaque,
+    out_stride: i32,
+    sums: ?[*]f32,
+};
+const Tile = struct { name: [*:0]const u8, columns: usize, two: bool = false, split: usize = 1 };
+
+/// Results of `p` by the kernel of a tile, bf16 or what else `T` is.
+fn multiply(comptime T: type, p: Problem, tile: Tile) ![]T {
+    const out = try allocator.alloc(T, p.m * p.n);
+    errdefer allocator.free(out);
+    @memset(std.mem.sliceAsBytes(out), 0xff);
+    const outputs = if (tile.two) tile.columns / 2 else tile.columns;
+    const tiles = ceil(p.m, 256) * ceil(p.n, outputs) * tile.split;
+    const sums = try allocator.alloc(f32, tiles * 2 * 128 * 256);
+    defer allocator.free(sums);
+    const box: i32 = @intCast(tile.columns / 2);
+    const call: Gemm = .{
+        .x = .of(p.x, p.m, p.k, 128),
+        .w = .of(p.w, p.n, p.k, box),
+        .w2 = .of(p.w2, p.n, p.k, box),
+        .out = .of(@as([*]u16, @ptrCast(@alignCast(out.ptr)))[0 .. p.m * p.n], p.m, p.n, 64),
+        .bias = if (tile.two) null else p.bias.ptr,
+        .residual = if (tile.two) null else p.residual.ptr,
+        .m = @intCast(p.m),
+        .n = @intCast(p.n),
+        .k = @intCast(p.k),
+        .residual_stride = @intCast(p.n),
+        .out_at = out.ptr,
+        .out_stride = @intCast(p.n),
+        .sums = sums.ptr,
+    };
+    // Two clusters take what there is in turn; parts of a tile's k run at once.
+    const clusters = if (tile.split > 1) tiles else @min(tiles, @as(usize, 2));
+    bamba_emulate_sm90(tile.name, &call, @intCast(2 * clusters), 1);
+    return out;
+}
+fn ceil(n: usize, of: usize) usize {
+    return (n + of - 1) / of;
+}
+
+test "gemm_sm90: near the sums, with the same bits in tiles of every width" {
+    const p = try Problem.make(300, 264, 424); // every ring goes round
+    defer p.free();
+    const wide = try multiply(u16, p, .{ .name = "gemm_256_sm90_bf16", .columns = 256 });
+    defer allocator.free(wide);
+    try p.check(wide, p.m, false);
+    const narrow = try multiply(u16, p, .{ .name = "gemm_128_sm90_bf16", .columns = 128 });
+    defer allocator.free(narrow);
+    try testing.expectEqualSlices(u16, wide, narrow);
+    const floats = try multiply(f32, p, .{ .name = "gemm_256_sm90_f32", .columns = 256 });
+    defer allocator.free(floats);
+    for (floats, wide) |f, w| try testing.expectEqual(w, support.bf16(f));
+}
+
+test "gemm_sm90: SwiGLU of two matrices, in tiles of every width" {
+    const p = try Problem.make(130, 136, 712);
+    defer p.free();
+    var first: ?[]u16 = null;
+    defer if (first) |f| allocator.free(f);
+    const tiles = [_]Tile{
+        .{ .name = "gemm_swiglu_256_sm90_bf16", .columns = 256, .two = true },
+        .{ .name = "gemm_swiglu_224_sm90_bf16", .columns = 224, .two = true },
+        .{ .name = "gemm_swiglu_128_sm90_bf16", .columns = 128, .two = true },
+    };
+    for (tiles) |tile| {
+        const out = try multiply(u16, p, tile);
+        try p.check(out, p.m, true);
+        if (first) |f| {
+            defer allocator.free(out);
+            try testing.expectEqualSlices(u16, f, out);
+        } else first = out;
+    }
+}
+
+test "gemm_sm90: parts of k that run at once have the bits of parts in turn, again and again" {
+    const p = try Problem.make(200, 264, 1608);
+    defer p.free();
+    const parts = try multiply(u16, p, .{ .name = "gemm_parts_sm90_bf16", .columns = 128 });
+    defer allocator.free(parts);
+    try p.check(parts, p.m, false);
+    const four: Tile = .{ .name = "gemm_split_4_sm90_bf16", .columns = 256, .split = 4 };
+    const two: Tile = .{ .name = "gemm_split_2_sm90_bf16", .columns = 256, .split = 2 };
+    for ([_]Tile{ four, two, four }) |tile| {
+        const out = try multiply(u16, p, tile);
+        defer allocator.free(out);
+        try p.check(out, p.m, false);
+        if (tile.split == 4) try testing.expectEqualSlices(u16, parts, out);
+    }
+}
+
+const Batch = extern struct {
+    x: Map,
+    w: Map,
+    w2: Map,
+    bias: ?[*]const f32,
+    residual: ?[*]const u16,
+    out: *anyopaque,
+    rows_ptr: ?[*]const u32 = null,
+    m: i32,
+    n: i32,
+    k: i32,
+    residual_stride: i32,
+    out_stride: i32,
+};
+fn batch(name: [*:0]const u8, p: Problem, tokens: usize, two: bool, out: *anyopaque) void {
+    const tile: usize = if (two) 64 else 128;
+    const call: Batch = .{
+        .x = .of(p.x, p.m, p.k, @intCast(tokens)),
+        .w = .of(p.w, p.n, p.k, @intCast(tile)),
+        .w2 = .of(p.w2, p.n, p.k, @intCast(tile)),
+        .bias = if (two) null else p.bias.ptr,
+        .residual = if (two) null else p.residual.ptr,
+        .out = out,
+        .m = @intCast(p.m),
+        .n = @intCast(p.n),
+        .k = @intCast(p.k),
+        .residual_stride = @intCast(p.n),
+        .out_stride = @intCast(p.n),
+    };
+    bamba_emulate_sm90(name, &call, @intCast(4 * ceil(p.n, tile)), @intCast(ceil(p.m, tokens)));
+}
+
+test "linear_batch_sm90: near the sums, with the bits of many rows in parts" {
+    const p = try Problem.make(70, 136, 2312);
+    defer p.free();
+    const parts = try multiply(u16, p, .{ .name = "gemm_parts_sm90_bf16", .columns = 128 });
+    defer allocator.free(parts);
+    const out = try allocator.alloc(u16, p.m * p.n);
+    defer allocator.free(out);
+    const names = [_][*:0]const u8{ "linear_batch_8_bf16", "linear_batch_64_bf16" };
+    for ([_]usize{ 8, 64 }, names) |tokens, name| {
+        @memset(out, 0xffff);
+        batch(name, p, tokens, false, out.ptr);
+        try p.check(out, p.m, false);
+        try testing.expectEqualSlices(u16, parts, out);
+    }
+    const floats = try allocator.alloc(f32, p.m * p.n);
+    defer allocator.free(floats);
+    batch("linear_batch_128_f32", p, 128, false, floats.ptr);
+    for (floats, parts) |f, w| try testing.expectEqual(w, support.bf16(f));
+    batch("linear_batch_swiglu_16_bf16", p, 16, true, out.ptr);
+    try p.check(out, p.m, true);
+}
+
+// ---- attention -----------------------------------------------------------------------------
+
+const Attention = extern struct {
+    q: Map,
+    k: Map,
+    v: Map,
+    out: [*]u16,
+    seq_start: [*]const u32,
+    past_len: [*]const u32,
+    pages: [*]const u32,
+    heads: i32 = heads,
+    kv_heads: i32 = kv_heads,
+    out_stride: i32 = width,
+    max_pages: i32 = max_pages,
+    page_rows: i32 = page_stride / hd,
+    scale: f32 = scale,
+    tiles: i32,
+    seqs: i32 = 2,
+};
+/// Attention of the tokens from `past` on, given as the second of two sequences, of which the first
+/// has none, on so many blocks at most.
+fn attend(s: Sequence, past: usize, blocks: usize, out: []u16) void {
+    const length = s.tokens - past;
+    const pages = Sequence.order ++ Sequence.order;
+    const tiles = ceil(length, 128);
+    const call: Attention = .{
+        .q = .of(s.q[past * width ..], length, width, 64),
+        .k = .of(s.k, s.k.len / hd, hd, 64),
+        .v = .of(s.v, s.v.len / hd, hd, 64),
+        .out = out.ptr,
+        .seq_start = &[_]u32{ 0, 0, @intCast(length) },
+        .past_len = &[_]u32{ 5, @intCast(past) },
+        .pages = &pages,
+        .tiles = @intCast(tiles),
+    };
+    bamba_emulate_sm90("attention_sm90_bf16", &call, @intCast(@min(blocks, heads * tiles * 2)), 1);
+}
+
+test "attention_sm90: near the sums, with the same bits on any blocks and wherever it is cut" {
+    for ([_]usize{ 1, 70, 193 }) |tokens| {
+        const s = try Sequence.make(tokens);
+        defer s.free();
+        const whole = try allocator.alloc(u16, tokens * width);
+        defer allocator.free(whole);
+        attend(s, 0, 3, whole);
+        try s.check(whole);
+        const again = try allocator.alloc(u16, tokens * width);
+        defer allocator.free(again);
+        attend(s, 0, 100, again);
+        try testing.expectEqualSlices(u16, whole, again);
+        for ([_]usize{ 1, 64, 100 }) |past| if (past < tokens) {
+            const part = again[past * width ..];
+            @memset(part, 0xffff);
+            attend(s, past, 2, part);
+            try testing.expectEqualSlices(u16, whole[past * width ..], part);
+        };
+    }
+}

@@ -237,7 +237,7 @@ fn addEmulated(c: Context) *Build.Step {
     const kernels = [_][]const u8{
         "attention_mma.cu",     "blocks.cuh",          "blocks_mma.cu",     "linear_fp8_mma.cu",
         "linear_mma.cu",        "mma.cuh",             "attention_sm90.cu", "gemm_sm90.cuh",
-        "linear_batch_sm90.cu", "linear_gemm_sm90.cu",
+        "linear_batch_sm90.cu", "linear_gemm_sm90.cu", "ssm_scan_sm90.cu",
     };
     for (kernels) |name|
         _ = sources.addCopyFile(b.path(b.fmt("../kernels/{s}", .{name})), name);

@@ -1,6 +1,8 @@
 //! Where the tests of CUDA kernels on a CPU start, so that they see the library's files.
 
 test {
-    _ = @import("cuda/emulated/test_mma.zig");
-    _ = @import("cuda/emulated/test_sm90.zig");
+    _ = @import("cuda/emulated/attention_sm90_test.zig");
+    _ = @import("cuda/emulated/linear_sm90_test.zig");
+    _ = @import("cuda/emulated/mma_test.zig");
+    _ = @import("cuda/emulated/ssm_scan_sm90_test.zig");
 }

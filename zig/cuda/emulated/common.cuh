@@ -6,6 +6,7 @@
 // numbers that are none. Steps of a warp find all of its threads, or nobody can go on, which ends the test.
 #pragma once
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,7 +43,7 @@ template <typename T> DEVICE void __stcg(T* p, T v) { *p = v; }
 
 // ---- blocks and their threads ----
 struct Index { int x, y, z; };
-static constexpr int stack_bytes = 1 << 16, shared_bytes = 232448, most_warps = 12;
+static constexpr int stack_bytes = 1 << 16, shared_bytes = 232448, most_warps = 16;
 struct Meeting { int came, times; };
 struct Team {
     Index at;
@@ -182,13 +183,24 @@ DEVICE uint4 pack8(const float* v) {
 }
 DEVICE float __fmul_rn(float a, float b) { return a * b; }
 DEVICE float __fsub_rn(float a, float b) { return a - b; }
-struct Half { _Float16 number; };
-DEVICE Half __ushort_as_half(unsigned short bits) {
-    Half h;
+struct __half { _Float16 number; };
+DEVICE __half __ushort_as_half(unsigned short bits) {
+    __half h;
     memcpy(&h, &bits, 2);
     return h;
 }
-DEVICE float __half2float(Half h) { return (float)h.number; }
+DEVICE float __half2float(__half h) { return (float)h.number; }
+DEVICE float to_f32(float v) { return v; }
+DEVICE float to_f32(bf16 v) { return bf_lo(v.bits); }
+DEVICE float to_f32(__half v) { return (float)v.number; }
+template <typename T> static inline T from_f32(float v);
+template <> inline float from_f32<float>(float v) { return v; }
+template <> inline bf16 from_f32<bf16>(float v) { return {(uint16_t)to_bf16(v)}; }
+template <> inline __half from_f32<__half>(float v) { return {(_Float16)fminf(fmaxf(v, -65504.0f), 65504.0f)}; }
+template <typename S> DEVICE float2 load_state2(const S* p) { return {to_f32(p[0]), to_f32(p[1])}; }
+template <typename S> DEVICE void store_state2(S* p, float x, float y) { p[0] = from_f32<S>(x), p[1] = from_f32<S>(y); }
+#define __expf(v) expf(v)  // the C library has a function of that name
+DEVICE float softplus(float v) { return v > 20.0f ? v : log1pf(expf(v)); }
 DEVICE float fast_exp2(float v) {
     const float r = exp2f(v);
     return r < 1.17549435e-38f ? 0.0f : r;
@@ -261,6 +273,9 @@ template <typename T> DEVICE T __shfl_sync(uint32_t, T v, int from) {
     memcpy(&other, warp()[from & 31].words, 4);
     __syncwarp();
     return other;
+}
+template <typename T> DEVICE T __shfl_up_sync(uint32_t all, T v, int lanes) {
+    return __shfl_sync(all, v, lane() < lanes ? lane() : lane() - lanes);
 }
 template <typename T> DEVICE T __shfl_xor_sync(uint32_t all, T v, int lanes) { return __shfl_sync(all, v, lane() ^ lanes); }
 DEVICE bool __any_sync(uint32_t, bool v) {

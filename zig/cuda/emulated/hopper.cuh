@@ -17,8 +17,8 @@ DEVICE float4 cluster_load4(uint32_t address, uint32_t rank) {
     return v;
 }
 
-// ---- mbarriers: a word for arrivals still missing and how many there are, a word for bytes; the phase is in the first ----
-struct Barrier { uint8_t count, missing; uint16_t phase; int32_t bytes; };
+// ---- mbarriers: arrivals in all and those still missing, phases gone by, bytes still missing ----
+struct Barrier { uint32_t count : 10, missing : 10, phase : 12; int32_t bytes; };
 static_assert(sizeof(Barrier) == 8, "as in shared memory");
 DEVICE Barrier& barrier_of(int of, uint32_t at) { return *(Barrier*)(teams[of].below + at); }
 DEVICE void turn_over(Barrier& b) {
@@ -31,7 +31,7 @@ DEVICE void arrive(Barrier& b) {
     turn_over(b);
 }
 DEVICE void mbar_init(uint32_t bar, uint32_t count) {
-    barrier_of(thread().block, bar) = {(uint8_t)count, (uint8_t)count, 0, 0};
+    barrier_of(thread().block, bar) = {count, count, 0, 0};
 }
 DEVICE void mbar_init_fence() {}
 DEVICE void mbar_expect(uint32_t bar, uint32_t bytes) {

@@ -1,4 +1,4 @@
-// Kernels of cards that are no Hopper, which test.zig starts on the CPU. The build lays this file, those beside it and
+// Kernels of cards that are no Hopper, which mma_test.zig starts on the CPU. The build lays this file, those beside it and
 // the kernels' sources into one folder.
 #define HOPPER 0
 #include "common.cuh"

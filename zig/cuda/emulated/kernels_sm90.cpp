@@ -1,4 +1,4 @@
-// Kernels of Hopper, which test_sm90.zig starts on the CPU, as kernels.cpp.
+// Kernels of Hopper, which the tests beside it start on the CPU, as kernels.cpp.
 #define HOPPER 1
 #include "wgmma.cuh"
 namespace attention_file {
@@ -10,10 +10,14 @@ namespace gemm_file {
 namespace batch_file {
 #include "linear_batch_sm90.cu"
 }
+namespace scan_file {
+#include "ssm_scan_sm90.cu"
+}
 
 // Tensor maps stand in front of a kernel's arguments.
 struct AttentionCall { CUtensorMap q, k, v; attention_file::AttentionArgs args; };
 struct GemmCall { CUtensorMap x, w, w2, out; gemm_file::GemmArgs args; };
+struct ScanCall { CUtensorMap x, b, c; scan_file::SsdArgs args; };
 struct BatchCall { CUtensorMap x, w, w2; batch_file::BatchArgs args; };
 #define ATTENTION(NAME) \
     if (!strcmp(name, #NAME)) \
@@ -21,6 +25,12 @@ struct BatchCall { CUtensorMap x, w, w2; batch_file::BatchArgs args; };
         const AttentionCall& c = *(const AttentionCall*)p; \
         attention_file::NAME(c.q, c.k, c.v, c.args); \
     }, call, {x, 1, 1}, 384, 1, 1)
+#define SCAN(NAME) \
+    if (!strcmp(name, #NAME)) \
+    return emulate([](const void* p) { \
+        const ScanCall& c = *(const ScanCall*)p; \
+        scan_file::NAME(c.x, c.b, c.c, c.args); \
+    }, call, {x, y, 1}, 512, 1, 1)
 #define GEMM_CALL(NAME) \
     if (!strcmp(name, #NAME)) \
     return emulate([](const void* p) { \
@@ -37,6 +47,8 @@ struct BatchCall { CUtensorMap x, w, w2; batch_file::BatchArgs args; };
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, int y) {
     ATTENTION(attention_sm90_bf16);
+    SCAN(ssd_sm90_bf16);
+    SCAN(ssd_sm90_bf16_bf16);
     GEMM_CALL(gemm_256_sm90_bf16);
     GEMM_CALL(gemm_256_sm90_f32);
     GEMM_CALL(gemm_128_sm90_bf16);

@@ -100,3 +100,32 @@ pub const Sequence = struct {
         try off.expect(4e-3);
     }
 };
+
+pub extern fn bamba_emulate_sm90(
+    name: [*:0]const u8,
+    call: *const anyopaque,
+    x: c_int,
+    y: c_int,
+) void;
+
+/// A matrix of bf16 in boxes of 64 columns.
+pub const Map = extern struct {
+    base: ?[*]const u16,
+    rows: i64 = 0,
+    cols: i64 = 0,
+    stride: i64 = 0,
+    box_cols: i32 = 64,
+    box_rows: i32 = 0,
+    item: i32 = 2,
+    unused: i32 = 0,
+
+    pub fn of(base: []const u16, rows: usize, cols: usize, box_rows: i32) Map {
+        return .{
+            .base = base.ptr,
+            .rows = @intCast(rows),
+            .cols = @intCast(cols),
+            .stride = @intCast(cols),
+            .box_rows = box_rows,
+        };
+    }
+};

@@ -1,4 +1,4 @@
-//! Kernels of Hopper run on the CPU by `wgmma.cuh` and `hopper.cuh`: against sums in f64, and for
+//! Hopper's products run on the CPU by `wgmma.cuh` and `hopper.cuh`: against sums in f64, and for
 //! the bits that `docs/contract.md` promises. What only the card can tell is left to the card: how
 //! its tensor cores add, and in what order what runs beside a thread ends.
 
@@ -6,50 +6,13 @@ const std = @import("std");
 const testing = std.testing;
 const support = @import("support.zig");
 const Error = support.Error;
-const Sequence = support.Sequence;
+const Map = support.Map;
 const allocator = testing.allocator;
-const hd = support.hd;
-const heads = support.heads;
-const kv_heads = support.kv_heads;
 const matrix = support.matrix;
-const max_pages = support.max_pages;
 const number = support.number;
-const page_stride = support.page_stride;
-const scale = support.scale;
 const silu = support.silu;
 const value = support.value;
 const width = support.width;
-
-extern fn bamba_emulate_sm90(
-    name: [*:0]const u8,
-    call: *const anyopaque,
-    x: c_int,
-    y: c_int,
-) void;
-
-/// A matrix of bf16 in boxes of 64 columns.
-const Map = extern struct {
-    base: ?[*]const u16,
-    rows: i64 = 0,
-    cols: i64 = 0,
-    stride: i64 = 0,
-    box_cols: i32 = 64,
-    box_rows: i32 = 0,
-    item: i32 = 2,
-    unused: i32 = 0,
-
-    fn of(base: []const u16, rows: usize, cols: usize, box_rows: i32) Map {
-        return .{
-            .base = base.ptr,
-            .rows = @intCast(rows),
-            .cols = @intCast(cols),
-            .stride = @intCast(cols),
-            .box_rows = box_rows,
-        };
-    }
-};
-
-// ---- linear --------------------------------------------------------------------------------
 
 const Problem = struct {
     m: usize,
@@ -142,7 +105,7 @@ fn multiply(comptime T: type, p: Problem, tile: Tile) ![]T {
     };
     // Two clusters take what there is in turn; parts of a tile's k run at once.
     const clusters = if (tile.split > 1) tiles else @min(tiles, @as(usize, 2));
-    bamba_emulate_sm90(tile.name, &call, @intCast(2 * clusters), 1);
+    support.bamba_emulate_sm90(tile.name, &call, @intCast(2 * clusters), 1);
     return out;
 }
 fn ceil(n: usize, of: usize) usize {
@@ -228,7 +191,8 @@ fn batch(name: [*:0]const u8, p: Problem, tokens: usize, two: bool, out: *anyopa
         .residual_stride = @intCast(p.n),
         .out_stride = @intCast(p.n),
     };
-    bamba_emulate_sm90(name, &call, @intCast(4 * ceil(p.n, tile)), @intCast(ceil(p.m, tokens)));
+    const across = 4 * ceil(p.n, tile);
+    support.bamba_emulate_sm90(name, &call, @intCast(across), @intCast(ceil(p.m, tokens)));
 }
 
 test "linear_batch_sm90: near the sums, with the bits of many rows in parts" {
@@ -251,63 +215,4 @@ test "linear_batch_sm90: near the sums, with the bits of many rows in parts" {
     for (floats, parts) |f, w| try testing.expectEqual(w, support.bf16(f));
     batch("linear_batch_swiglu_16_bf16", p, 16, true, out.ptr);
     try p.check(out, p.m, true);
-}
-
-// ---- attention -----------------------------------------------------------------------------
-
-const Attention = extern struct {
-    q: Map,
-    k: Map,
-    v: Map,
-    out: [*]u16,
-    seq_start: [*]const u32,
-    past_len: [*]const u32,
-    pages: [*]const u32,
-    heads: i32 = heads,
-    kv_heads: i32 = kv_heads,
-    out_stride: i32 = width,
-    max_pages: i32 = max_pages,
-    page_rows: i32 = page_stride / hd,
-    scale: f32 = scale,
-    tiles: i32,
-    seqs: i32 = 2,
-};
-/// Attention of the tokens from `past` on, given as the second of two sequences, of which the first
-/// has none, on so many blocks at most.
-fn attend(s: Sequence, past: usize, blocks: usize, out: []u16) void {
-    const length = s.tokens - past;
-    const pages = Sequence.order ++ Sequence.order;
-    const tiles = ceil(length, 128);
-    const call: Attention = .{
-        .q = .of(s.q[past * width ..], length, width, 64),
-        .k = .of(s.k, s.k.len / hd, hd, 64),
-        .v = .of(s.v, s.v.len / hd, hd, 64),
-        .out = out.ptr,
-        .seq_start = &[_]u32{ 0, 0, @intCast(length) },
-        .past_len = &[_]u32{ 5, @intCast(past) },
-        .pages = &pages,
-        .tiles = @intCast(tiles),
-    };
-    bamba_emulate_sm90("attention_sm90_bf16", &call, @intCast(@min(blocks, heads * tiles * 2)), 1);
-}
-
-test "attention_sm90: near the sums, with the same bits on any blocks and wherever it is cut" {
-    for ([_]usize{ 1, 70, 193 }) |tokens| {
-        const s = try Sequence.make(tokens);
-        defer s.free();
-        const whole = try allocator.alloc(u16, tokens * width);
-        defer allocator.free(whole);
-        attend(s, 0, 3, whole);
-        try s.check(whole);
-        const again = try allocator.alloc(u16, tokens * width);
-        defer allocator.free(again);
-        attend(s, 0, 100, again);
-        try testing.expectEqualSlices(u16, whole, again);
-        for ([_]usize{ 1, 64, 100 }) |past| if (past < tokens) {
-            const part = again[past * width ..];
-            @memset(part, 0xffff);
-            attend(s, past, 2, part);
-            try testing.expectEqualSlices(u16, whole[past * width ..], part);
-        };
-    }
 }

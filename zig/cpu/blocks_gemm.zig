@@ -249,6 +249,14 @@ fn tile(
     }
 }
 
+/// Asks into L2 for part i of n of the weights that come next, so that no unpacking waits for
+/// memory.
+fn ask(from: [*]const u8, bytes: usize, i: usize, n: usize) void {
+    const lines = (bytes + 63) / 64;
+    for (i * lines / n..(i + 1) * lines / n) |line|
+        @prefetch(from + line * 64, .{ .locality = 2 });
+}
+
 /// Sums of panels [p0, p1) for tiles [t0, t1) of the M rows in `memory`, left in c as
 /// [panel group][tile][height][across][16].
 pub fn multiply(
@@ -279,10 +287,17 @@ pub fn multiply(
                     const across: usize = @min(NP, p1 - p);
                     for (0..across) |j| for (0..n) |b|
                         unpacking.unpack(d, w + ((p + j) * blocks + b0 + b) * one, &unpacked[j], b);
+                    const more = p + NP < p1;
+                    const next_panel = if (more) p + NP else p0;
+                    const next_block = if (more) b0 else b0 + slice / columns;
                     for (t0..t1) |t| {
                         const h = cut.height(t);
                         const x = Rows.at(memory, cut.rows, K, cut.at(t))
                             .from(kindOf(d), h, b0 * columns / int8.columns);
+                        for (0..across) |j| {
+                            const next = w + ((next_panel + j) * blocks + next_block) * one;
+                            ask(next, n * one, t - t0, t1 - t0);
+                        }
                         tile(d, across, n, x, h, unpacked, sums, b0 == 0);
                         sums += h * across * width;
                     }

@@ -9,15 +9,15 @@ const pages = @import("attention_pages.zig");
 const Task = @import("kernel.zig").Task;
 const block = kernel.Rows.block_tokens;
 const one = [2]u16{ 0x3f80, 0x3f80 };
-const channels_max = 256;
+pub const channels_max = 256;
 
 /// What a row has gathered over some keys.
-const Part = struct {
+pub const Part = struct {
     max: f32 = -std.math.inf(f32),
     sum: f32 = 0,
     values: [channels_max]f32 = @splat(0),
 
-    fn merge(a: *Part, b: Part) void {
+    pub fn merge(a: *Part, b: Part) void {
         const max = @max(a.max, b.max);
         const keep = kernel.rescale(a.max, max);
         const add = kernel.rescale(b.max, max);

@@ -5,29 +5,15 @@ const std = @import("std");
 const int8 = @import("int8.zig");
 const simd = @import("simd.zig");
 const bf16 = @import("attention_bf16.zig");
+const bf16_ref = @import("attention_bf16_ref.zig");
 const kernel = @import("attention_q8_rows.zig");
 const pages = @import("attention_pages.zig");
 const q8 = @import("attention_q8.zig");
 const Task = @import("kernel.zig").Task;
 const block = kernel.Rows.block_tokens;
-const channels_max = 256;
+const channels_max = bf16_ref.channels_max;
+const Part = bf16_ref.Part;
 const minus_infinity = -std.math.inf(f32);
-
-/// What a row has gathered over some keys.
-const Part = struct {
-    max: f32 = minus_infinity,
-    sum: f32 = 0,
-    values: [channels_max]f32 = @splat(0),
-
-    fn merge(a: *Part, b: Part) void {
-        const max = @max(a.max, b.max);
-        const keep = bf16.rescale(a.max, max);
-        const add = bf16.rescale(b.max, max);
-        a.max = max;
-        a.sum = simd.mulAdd1(a.sum, keep, b.sum * add);
-        for (&a.values, b.values) |*x, y| x.* = simd.mulAdd1(x.*, keep, y * add);
-    }
-};
 
 /// One query head of one token.
 const Row = struct {

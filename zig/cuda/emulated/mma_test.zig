@@ -51,6 +51,22 @@ const Linear = extern struct {
 };
 const Case = struct { m: usize, n: usize, k: usize, two: bool = false, more: bool = false };
 
+/// x, whose rows lie close, times w, and w2 where the case has two; nothing is added.
+fn bare(c: Case, x: []const u16, w: *const anyopaque, w2: *const anyopaque, out: []f32) Linear {
+    return .{
+        .x = x.ptr,
+        .w = w,
+        .w2 = if (c.two) w2 else null,
+        .out = out.ptr,
+        .m = @intCast(c.m),
+        .n = @intCast(c.n),
+        .k = @intCast(c.k),
+        .x_stride = @intCast(c.k),
+        .out_stride = @intCast(c.n),
+        .out_f32 = 1,
+    };
+}
+
 /// Starts the kernel of `base` for tiles of `size` rows.
 fn multiply(comptime base: []const u8, size: usize, a: *const Linear) void {
     const outputs = if (a.w2 == null) size else size / 2;
@@ -147,18 +163,7 @@ fn eights(c: Case, size: usize) !void {
     defer for (w) |of| allocator.free(of);
     const out = try allocator.alloc(f32, c.m * c.n);
     defer allocator.free(out);
-    multiply("fp8_mma", size, &.{
-        .x = x.ptr,
-        .w = w[0].ptr,
-        .w2 = if (c.two) w[1].ptr else null,
-        .out = out.ptr,
-        .m = @intCast(c.m),
-        .n = @intCast(c.n),
-        .k = @intCast(c.k),
-        .x_stride = @intCast(c.k),
-        .out_stride = @intCast(c.n),
-        .out_f32 = 1,
-    });
+    multiply("fp8_mma", size, &bare(c, x, w[0].ptr, w[1].ptr, out));
     var off: Error = .{};
     for (0..c.m) |i| for (0..c.n) |j| {
         var sums: [2]f64 = @splat(0);
@@ -219,18 +224,8 @@ fn blocks(comptime d: block.DType, c: Case, size: usize) !void {
     defer allocator.free(w2_panels);
     const out = try allocator.alloc(f32, c.m * c.n);
     defer allocator.free(out);
-    multiply("blocks_mma_" ++ @tagName(d), size, &.{
-        .x = x.ptr,
-        .w = w_panels.ptr,
-        .w2 = if (c.two) w2_panels.ptr else null,
-        .out = out.ptr,
-        .m = @intCast(c.m),
-        .n = @intCast(c.n),
-        .k = @intCast(c.k),
-        .x_stride = @intCast(c.k),
-        .out_stride = @intCast(c.n),
-        .out_f32 = 1,
-    });
+    const name = "blocks_mma_" ++ @tagName(d);
+    multiply(name, size, &bare(c, x, w_panels.ptr, w2_panels.ptr, out));
     var off: Error = .{};
     for (0..c.m) |i| for (0..c.n) |j| {
         var sums: [2]f64 = @splat(0);

@@ -27,7 +27,6 @@ struct BlocksGemmArgs {
     const float* bias;         // (N) or null
     const bf16* residual;      // (M,N) or null; may be `out`
     void* out;                 // (M,N)
-    const uint32_t* rows_ptr;  // null: m
     int m, n, k, residual_stride, out_stride, swiglu, out_f32;
 };
 
@@ -191,7 +190,7 @@ template <int TYPE, int T> DEVICE void blocks_gemm(const CUtensorMap* mx, const 
     }
     if (RANKS > 1) cluster_sync();
     else __syncthreads();
-    const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m, rows = a.swiglu ? 64 : 128, fours = rows / 4;
+    const int m = a.m, rows = a.swiglu ? 64 : 128, fours = rows / 4;
     for (int i = threadIdx.x; i < (T / RANKS) * fours && warp < 8; i += 256) {
         const int local = rank * (T / RANKS) + i / fours, r = i % fours * 4;
         const int token = token0 + local, n = tile * rows + r;

@@ -19,10 +19,12 @@ typedef __nv_bfloat16 bf16;
 // What a launch gives a block of shared memory.
 #define DYNAMIC_SHARED(NAME) extern __shared__ uint8_t NAME[]
 
-// Programmatic dependent launch: a kernel may start while the one before it still runs. Nothing that the
-// kernel before may write (or still reads) is touched before `pdl_wait`. `pdl_launch` comes after it, so
-// that at most two kernels overlap and everything older is complete. No-ops when the launch did not ask
-// for it, and on older chips.
+// Programmatic dependent launch: a kernel may start while the one before it still runs. Nothing that a kernel
+// before may write (or still reads) is touched before `pdl_wait`, behind which everything older is complete: each
+// kernel waits, so the one in front has not ended before all in front of it have. `pdl_launch` comes after it, but
+// in kernels that follow each other within a step and gain by overlapping deeper (norm.cu, linear_batch_sm90.cu,
+// ssm_update.cu): what starts behind them may read early only what no kernel of its step writes, since a step begins
+// with a kernel that launches late. No-ops when the launch did not ask for it, and on older chips.
 DEVICE void pdl_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -1,8 +1,7 @@
 // linear on Hopper for some rows (decoding a batch): out(m,n) = sum_k x(m,k) * W(n,k), memory-bound.
 //
 // Contract: as linear_gemm_sm90.cu: x (M,K), W (N,K), W2 for SwiGLU, bf16; bias f32, residual bf16 (may be
-//   `out`); out bf16 or f32; M from `rows_ptr` when given. N a multiple of 8. M beyond the name's number runs
-//   in further tiles of the grid. A row's bits do not depend on M, nor on which name's kernel took it.
+//   `out`); out bf16 or f32. N a multiple of 8. M beyond the name's number runs in further tiles of the grid. A row's bits do not depend on M, nor on which name's kernel took it.
 //
 // Bytes: N*K*2, the weights once, x from L2. Floor: that over the read bandwidth.
 // Ideas: - the weights are operand A (128 rows a block, wgmma m64nTk16), the tokens operand B: no row of the
@@ -10,20 +9,22 @@
 //        - a cluster of four blocks splits k and adds its parts through each other's shared memory, in rank
 //          order: enough blocks for every multiprocessor without a second kernel or atomics;
 //        - about 96 KB of stages a block, two blocks a multiprocessor: one streams while the other ends;
-//        - weights are copied before the kernel in front is waited for (griddepcontrol).
-// Reached on an H200, one after another, in_proj / out_proj / gate_up / down: 16 rows 76 / 71 / 83 / 76 % of what reading
-//   gives, 64 rows 66 / 61 / 72 / 71 %. Tried: the norm inside, x scaled where it lies in shared memory, stage by stage: a
-//   step of 16 sequences 6.6 -> 7.9 ms. A launch of its own costs it nothing (6.59 without any): weights arrive meanwhile.
-// Launch: 288 threads, cluster 4, grid (4 * tiles, ceil(M / T)), tiles = ceil(N / 128), swiglu ceil(N / 64);
-//   dynamic smem BATCH_SMEM = 99456. Tensor maps bf16, 128-byte swizzle: W and W2 box 64 x 128 rows (swiglu
-//   64 x 64), x box 64 x T rows.
+//        - a warp copies weights and waits for nobody, another copies tokens behind the kernel in front;
+//        - what follows may start at once (norm.cu does so, too): its blocks take places that are free, with their
+//          first weights under way while this kernel and a norm between still run; see `pdl_launch`.
+// Reached on an H200, a step of Bamba-9B's 16 / 32 / 64 / 128 sequences 6.49 / 7.75 / 10.38 / 16.2 ms
+//   (before: 6.54 / 7.93 / 10.47 / 16.3). Products one after another, in_proj / out_proj / gate_up / down: 16 rows
+//   76 / 71 / 83 / 76 % of what reading gives, 64 rows 66 / 61 / 72 / 71 %. Tried, see bench/results/README.md: the
+//   norm inside (6.6 -> 7.9 ms); one block a multiprocessor that goes on from tile to tile; tokens copied to two blocks at once; other depths.
+// Launch: 320 threads, cluster 4, grid (4 * tiles, ceil(M / T)), tiles = ceil(N / 128), swiglu ceil(N / 64);
+//   dynamic smem 1280 + the ring: stages of 16384 + 128 T bytes, 5 for T = 32, else as many as 98304 hold.
+//   Tensor maps bf16, 128-byte swizzle: W and W2 box 64 x 128 rows (swiglu 64 x 64), x box 64 x T rows.
 #include "wgmma.cuh"
 
 struct BatchArgs {
     const float* bias;         // (N) or null
     const bf16* residual;      // (M,N) or null
     void* out;                 // (M,N)
-    const uint32_t* rows_ptr;  // null: m
     int m, n, k, residual_stride, out_stride;
 };
 
@@ -49,47 +50,82 @@ DEVICE float4 gather(uint32_t addr) {
 DEVICE void store4(bf16* p, const float* v) { *(uint2*)p = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])); }
 DEVICE void store4(float* p, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
 
-template <int T, bool SWIGLU, typename OUT, int RING = 98304>
+// Adds up the sums of the cluster's blocks, each its share of the tokens, by the eight warps that have waited for
+// the kernel in front.
+template <int T, bool SWIGLU, typename OUT>
+DEVICE void finish(const BatchArgs& a, uint32_t smem, int rank, int tile, int token0) {
+    constexpr int ROWS = SWIGLU ? 64 : 128, UNITS = (T / RANKS) * (ROWS / 4), TURNS = (UNITS + 255) / 256;
+    const bool mine = threadIdx.x < 256;
+    uint2 onto[TURNS];  // asked for before the others' sums are there
+#pragma unroll
+    for (int u = 0; u < TURNS; u++) {
+        const int i = threadIdx.x + u * 256;
+        const int token = token0 + rank * (T / RANKS) + i / (ROWS / 4), n = tile * ROWS + i % (ROWS / 4) * 4;
+        if (a.residual && mine && i < UNITS && token < a.m && n < a.n)
+            onto[u] = __ldcg((const uint2*)(a.residual + (size_t)token * a.residual_stride + n));
+    }
+    cluster_sync();
+#pragma unroll
+    for (int u = 0; u < TURNS; u++) {
+        const int i = threadIdx.x + u * 256;
+        const int local = rank * (T / RANKS) + i / (ROWS / 4), r = i % (ROWS / 4) * 4;
+        const int token = token0 + local, n = tile * ROWS + r;
+        if (!mine || i >= UNITS || token >= a.m || n >= a.n) continue;
+        const float4 s = gather(smem + (local * PITCH + r) * 4);
+        float v[4] = {s.x, s.y, s.z, s.w};
+        if (SWIGLU) {
+            const float4 g = gather(smem + (local * PITCH + r + 64) * 4);
+            v[0] = silu(v[0]) * g.x, v[1] = silu(v[1]) * g.y, v[2] = silu(v[2]) * g.z, v[3] = silu(v[3]) * g.w;
+        }
+        if (a.bias) v[0] += a.bias[n], v[1] += a.bias[n + 1], v[2] += a.bias[n + 2], v[3] += a.bias[n + 3];
+        if (a.residual)
+            v[0] += bf_lo(onto[u].x), v[1] += bf_hi(onto[u].x), v[2] += bf_lo(onto[u].y), v[3] += bf_hi(onto[u].y);
+        store4((OUT*)a.out + (size_t)token * a.out_stride + n, v);
+    }
+}
+
+template <int T, bool SWIGLU, typename OUT>
 DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const BatchArgs& a) {
-    constexpr int STAGE_BYTES = A_BYTES + T * BK * 2, STAGES = RING / STAGE_BYTES;
-    static_assert(T * PITCH * 4 <= RING && STAGES * 16 <= 128, "shared memory");
+    constexpr int X_BYTES = T * BK * 2, STAGE_BYTES = A_BYTES + X_BYTES, STAGES = T == 32 ? 5 : 98304 / STAGE_BYTES;
+    constexpr int RING = STAGES * STAGE_BYTES, ROWS = SWIGLU ? 64 : 128;
+    static_assert(T * PITCH * 4 <= RING && STAGES * 24 <= 256, "shared memory");
     DYNAMIC_SHARED(raw);
-    const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, full = smem + RING, empty = full + 8 * STAGES;
+    const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u;
+    const uint32_t full_w = smem + RING, full_x = full_w + 8 * STAGES, empty = full_x + 8 * STAGES;
     float* sums = (float*)(raw + (smem - smem_addr(raw)));
     const uint32_t rank = cluster_rank();
     const int tile = blockIdx.x / RANKS, token0 = blockIdx.y * T, warp = threadIdx.x >> 5;
     const int blocks = (a.k + BK - 1) / BK, per = (blocks + RANKS - 1) / RANKS;
     const int first = min(blocks, (int)rank * per), count = min(blocks, first + per) - first;
+    pdl_launch();  // early: see above
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) mbar_init(full + 8 * i, 1), mbar_init(empty + 8 * i, 2);
+        for (int i = 0; i < STAGES; i++)
+            mbar_init(full_w + 8 * i, 1), mbar_init(full_x + 8 * i, 1), mbar_init(empty + 8 * i, 2);
         mbar_init_fence();
     }
     __syncthreads();
     const int group = warp >> 2, tid = threadIdx.x & 127, lane = threadIdx.x & 31;
     if (warp == 8) {
         if (lane == 0) {
-            auto weights = [&](int j) {
-                const uint32_t dst = smem + (j % STAGES) * STAGE_BYTES, bar = full + 8 * (j % STAGES);
-                mbar_expect(bar, STAGE_BYTES);
-                if (SWIGLU) {
-                    tma_load(dst, mw, (first + j) * BK, tile * 64, bar);
-                    tma_load(dst + A_BYTES / 2, mw2, (first + j) * BK, tile * 64, bar);
-                } else {
-                    tma_load(dst, mw, (first + j) * BK, tile * 128, bar);
-                }
-            };
-            auto tokens = [&](int j) {
-                tma_load(smem + (j % STAGES) * STAGE_BYTES + A_BYTES, mx, (first + j) * BK, token0, full + 8 * (j % STAGES));
-            };
-            const int ahead = min(count, STAGES);
-            for (int j = 0; j < ahead; j++) weights(j);
+            for (int j = 0; j < count; j++) {
+                const int st = j % STAGES;
+                if (j >= STAGES) mbar_wait(empty + 8 * st, ((j / STAGES) & 1) ^ 1);
+                const uint32_t dst = smem + st * STAGE_BYTES, bar = full_w + 8 * st;
+                mbar_expect(bar, A_BYTES);
+                tma_load(dst, mw, (first + j) * BK, tile * ROWS, bar);
+                if (SWIGLU) tma_load(dst + A_BYTES / 2, mw2, (first + j) * BK, tile * ROWS, bar);
+            }
+        }
+        __syncwarp();
+    } else if (warp == 9) {
+        if (lane == 0) {
             pdl_wait();
-            pdl_launch();
-            for (int j = 0; j < ahead; j++) tokens(j);
-            for (int j = STAGES; j < count; j++) {
-                mbar_wait(empty + 8 * (j % STAGES), ((j / STAGES) & 1) ^ 1);
-                weights(j);
-                tokens(j);
+            for (int j = 0; j < count; j++) {
+                const int st = j % STAGES;
+                if (j >= STAGES) mbar_wait(empty + 8 * st, ((j / STAGES) & 1) ^ 1);
+                const uint32_t dst = smem + st * STAGE_BYTES + A_BYTES, bar = full_x + 8 * st;
+                mbar_expect(bar, X_BYTES);
+                tma_load(dst, mx, (first + j) * BK, token0, bar);
             }
         }
         __syncwarp();
@@ -98,11 +134,11 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const CUt
 #pragma unroll
         for (int i = 0; i < T / 2; i++) acc[i] = 0;
         pdl_wait();
-        pdl_launch();
         const uint64_t desc_a = wgmma_desc(smem + group * (A_BYTES / 2), 0), desc_b = wgmma_desc(smem + A_BYTES, 0);
         for (int j = 0; j < count; j++) {
             const int st = j % STAGES;
-            mbar_wait(full + 8 * st, (j / STAGES) & 1);
+            mbar_wait(full_x + 8 * st, (j / STAGES) & 1);
+            mbar_wait(full_w + 8 * st, (j / STAGES) & 1);
             wgmma_touch<T / 2>(acc);
             wgmma_fence();
 #pragma unroll
@@ -120,37 +156,16 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const CUt
         for (int i = 0; i < T / 2; i++)
             sums[(8 * (i >> 2) + 2 * t + (i & 1)) * PITCH + row + 8 * ((i >> 1) & 1)] = acc[i];
     }
-    cluster_sync();
-    const int m = a.rows_ptr ? (int)*a.rows_ptr : a.m;
-    constexpr int ROWS = SWIGLU ? 64 : 128, UNITS = (T / RANKS) * (ROWS / 4);
-    for (int i = threadIdx.x; i < UNITS; i += 288) {
-        const int local = rank * (T / RANKS) + i / (ROWS / 4), r = i % (ROWS / 4) * 4;
-        const int token = token0 + local, n = tile * ROWS + r;
-        if (token >= m || n >= a.n) continue;
-        const float4 s = gather(smem + (local * PITCH + r) * 4);
-        float v[4] = {s.x, s.y, s.z, s.w};
-        if (SWIGLU) {
-            const float4 u = gather(smem + (local * PITCH + r + 64) * 4);
-            v[0] = silu(v[0]) * u.x, v[1] = silu(v[1]) * u.y, v[2] = silu(v[2]) * u.z, v[3] = silu(v[3]) * u.w;
-        }
-        if (a.bias) v[0] += a.bias[n], v[1] += a.bias[n + 1], v[2] += a.bias[n + 2], v[3] += a.bias[n + 3];
-        if (a.residual) {
-            const uint2 w = *(const uint2*)(a.residual + (size_t)token * a.residual_stride + n);
-            v[0] += bf_lo(w.x), v[1] += bf_hi(w.x), v[2] += bf_lo(w.y), v[3] += bf_hi(w.y);
-        }
-        store4((OUT*)a.out + (size_t)token * a.out_stride + n, v);
-    }
+    finish<T, SWIGLU, OUT>(a, smem, rank, tile, token0);
     cluster_sync();  // nobody leaves while a neighbour may still read here
 }
 #define BATCH_BODY(T, SWIGLU, OUT) linear_batch<T, SWIGLU, OUT>(&mx, &mw, &mw2, a)
-#define DEEP_BODY linear_batch<128, false, bf16, 196608>(&mx, &mw, &mw2, a)
 #else
 #define BATCH_BODY(T, SWIGLU, OUT) asm volatile("trap;")
-#define DEEP_BODY asm volatile("trap;")
 #endif
 
 #define BATCH(NAME, T, SWIGLU, OUT)                                                                         \
-    extern "C" __global__ void __launch_bounds__(288, 2)                                                    \
+    extern "C" __global__ void __launch_bounds__(320, 2)                                                    \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
              const __grid_constant__ CUtensorMap mw2, const __grid_constant__ BatchArgs a) {                \
         BATCH_BODY(T, SWIGLU, OUT);                                                                         \
@@ -164,8 +179,3 @@ BATCH_T(16)
 BATCH_T(32)
 BATCH_T(64)
 BATCH_T(128)
-extern "C" __global__ void __launch_bounds__(288, 1)
-    linear_batch_deep_bf16(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,
-                           const __grid_constant__ CUtensorMap mw2, const __grid_constant__ BatchArgs a) {
-    DEEP_BODY;
-}

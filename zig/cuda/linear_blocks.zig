@@ -93,7 +93,6 @@ const GemmArgs = extern struct {
     bias: ?[*]u8,
     residual: ?[*]u8,
     out: ?[*]u8,
-    rows_ptr: ?[*]u8 = null,
     m: i32,
     n: i32,
     k: i32,

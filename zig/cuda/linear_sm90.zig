@@ -20,14 +20,18 @@ const BatchArgs = extern struct {
     bias: ?[*]u8,
     residual: ?[*]u8,
     out: ?[*]u8,
-    rows_ptr: ?[*]u8 = null,
     m: i32,
     n: i32,
     k: i32,
     residual_stride: i32,
     out_stride: i32,
 };
-const batch_shared_bytes = 99456;
+/// Beside a ring: what aligns it, and barriers.
+const batch_beside_bytes = 1280;
+fn ringBytes(tokens: u32) u32 {
+    const stage = 128 * 128 + tokens * 128;
+    return stage * if (tokens == 32) 5 else 98304 / stage;
+}
 
 /// What the kernels need to know of one product.
 pub const Product = struct {
@@ -67,7 +71,6 @@ fn batch(p: Product, s: *Stream) void {
         .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
         .out_stride = p.out_stride,
     };
-    const extra: Extra = .{ .shared_bytes = batch_shared_bytes, .cluster = 4 };
     const tile: u32 = if (p.up == null) 128 else 64;
     const weight = weightMap(t, tile, s);
     const other = if (p.up) |up| weightMap(up, tile, s) else weight;
@@ -75,17 +78,19 @@ fn batch(p: Product, s: *Stream) void {
         const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
         const grid = [3]u32{ 4 * k.blocks(n, tile), k.blocks(rows, tokens), 1 };
         const args = .{ x, weight, other, a };
+        const shared = batch_beside_bytes + ringBytes(tokens);
+        const extra: Extra = .{ .shared_bytes = shared, .cluster = 4 };
         const stem = "linear_batch_sm90";
         if (p.up != null) {
             const name = comptime k.name("linear_batch_swiglu_{d}_bf16", .{tokens});
-            return s.launch(stem, name, grid, 288, args, extra);
+            return s.launch(stem, name, grid, 320, args, extra);
         }
         if (p.f32_out) {
             const name = comptime k.name("linear_batch_{d}_f32", .{tokens});
-            return s.launch(stem, name, grid, 288, args, extra);
+            return s.launch(stem, name, grid, 320, args, extra);
         }
         const name = comptime k.name("linear_batch_{d}_bf16", .{tokens});
-        return s.launch(stem, name, grid, 288, args, extra);
+        return s.launch(stem, name, grid, 320, args, extra);
     };
 }
 

@@ -42,7 +42,7 @@ struct BatchCall { CUtensorMap x, w, w2; batch_file::BatchArgs args; };
     return emulate([](const void* p) { \
         const BatchCall& c = *(const BatchCall*)p; \
         batch_file::NAME(c.x, c.w, c.w2, c.args); \
-    }, call, {x, y, 1}, 288, 4, 4)
+    }, call, {x, y, 1}, 320, 4, 4)
 
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, int y) {

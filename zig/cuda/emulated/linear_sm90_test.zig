@@ -169,7 +169,6 @@ const Batch = extern struct {
     bias: ?[*]const f32,
     residual: ?[*]const u16,
     out: *anyopaque,
-    rows_ptr: ?[*]const u32 = null,
     m: i32,
     n: i32,
     k: i32,

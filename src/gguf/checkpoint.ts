@@ -2,8 +2,10 @@
 
 import { existsSync } from "node:fs";
 import { Checkpoint, type TensorPlace, type TensorTransform } from "../weights/checkpoint.ts";
+import { explain } from "../weights/explain.ts";
 import { firstBytes } from "../weights/safetensors.ts";
 import { configFields, rotaryShape } from "./config.ts";
+import type { Metadata } from "./format.ts";
 import { fromGguf } from "./names.ts";
 import { type GgufHeader, type GgufTensor, readGgufHeader } from "./reader.ts";
 import { Values } from "./values.ts";
@@ -42,6 +44,12 @@ export interface GgufParts {
 
 const parts_max = 10_000;
 
+function partCount(metadata: Metadata): number {
+  const count = new Values(metadata).numberOr("split.count") ?? 1;
+  if (Number.isInteger(count) && count >= 0 && count <= parts_max) return count;
+  throw new RangeError(`expected split.count to be at most ${parts_max} but found ${count}`);
+}
+
 /**
  * Reads the headers of a file and of the other parts where it is split.
  *
@@ -50,13 +58,7 @@ const parts_max = 10_000;
  */
 export function readGgufParts(path: string): GgufParts {
   const opened = readGgufHeader(path);
-  const count = new Values(opened.metadata).numberOr("split.count") ?? 1;
-  if (!Number.isInteger(count) || count < 0 || count > parts_max) {
-    throw new RangeError(
-      `Cannot read "${path}" as GGUF: expected split.count to be at most ${parts_max} ` +
-        `but found ${count}`,
-    );
-  }
+  const count = explain(`Cannot read "${path}" as GGUF`, () => partCount(opened.metadata));
   const paths = partPaths(path, count);
   const missing = paths.find((part) => !existsSync(part));
   if (missing) {
@@ -87,18 +89,8 @@ export function readGgufParts(path: string): GgufParts {
  * @throws {TypeError | RangeError} naming what is missing or no Bamba
  */
 export function readGgufFields(path: string): Record<string, unknown> {
-  return inFile(path, () => configFields(readGgufParts(path).header));
-}
-
-function inFile<T>(path: string, body: () => T): T {
-  try {
-    return body();
-  } catch (error) {
-    const { message } = error as Error;
-    if (message.startsWith("Cannot read")) throw error; // of one of its parts
-    const Kind = [RangeError, TypeError].find((kind) => error instanceof kind) ?? Error;
-    throw new Kind(`Cannot read "${path}": ${message}`);
-  }
+  const { header } = readGgufParts(path);
+  return explain(`Cannot read "${path}"`, () => configFields(header));
 }
 
 /** HF's shape of a tensor: the same numbers, fewer or more dimensions of extent 1. */
@@ -115,7 +107,7 @@ function hfShape(name: string, shape: readonly number[]): number[] {
  */
 export function openGguf(path: string): Checkpoint {
   const { header, files, file_of } = readGgufParts(path);
-  const rope = inFile(path, () => {
+  const rope = explain(`Cannot read "${path}"`, () => {
     configFields(header); // a model that is no Bamba is told here, not by the names of its tensors
     return rotaryShape(new Values(header.metadata));
   });

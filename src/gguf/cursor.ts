@@ -65,7 +65,7 @@ export class Cursor {
     if (n * bytes > room) {
       throw new RangeError(
         `expected at most ${Math.floor(room / bytes)} ${what} in the ${room} bytes that are left ` +
-          `but found ${n}`,
+          `but found ${n}: is it truncated?`,
       );
     }
     return n;

@@ -1,6 +1,7 @@
 /** Reads what a GGUF file says of itself: metadata and tensors; their data stays in the file. */
 
 import { closeSync, fstatSync, openSync, readSync, statSync } from "node:fs";
+import { explain } from "../weights/explain.ts";
 import { Cursor, type ReadBytes } from "./cursor.ts";
 import {
   align,
@@ -44,6 +45,8 @@ export interface GgufHeader {
 const rank_max = 4;
 const key_bytes_max = 65535;
 const string_bytes_max = 1 << 28;
+/** Of all arrays together: a hole in a file, which takes no disk, must not fill memory. */
+const values_max = 1 << 24;
 const elements_max = 2 ** 50;
 const alignment_max = 1 << 20;
 
@@ -56,7 +59,7 @@ const alignment_max = 1 << 20;
  * @throws {Error} when the file cannot be read
  */
 export function readGgufHeader(path: string): GgufHeader {
-  try {
+  return explain(`Cannot read "${path}" as GGUF`, () => {
     // A file that is no regular file is not opened: it could block.
     if (!statSync(path).isFile()) throw new TypeError("it is not a regular file");
     const file = openSync(path, "r");
@@ -66,12 +69,7 @@ export function readGgufHeader(path: string): GgufHeader {
     } finally {
       closeSync(file);
     }
-  } catch (error) {
-    if (!(error instanceof Error)) throw error;
-    const Kind = [RangeError, SyntaxError, TypeError].find((kind) => error instanceof kind) ??
-      Error;
-    throw new Kind(`Cannot read "${path}" as GGUF: ${error.message}`);
-  }
+  });
 }
 
 /**
@@ -114,12 +112,15 @@ function readStart(cursor: Cursor): { version: number; n_tensors: number; n_valu
 
 function readMetadata(cursor: Cursor, n: number): Metadata {
   const metadata = new Map<string, { type: ValueTypeName; value: GgufValue }>();
+  let room = values_max;
   for (let i = 0; i < n; i++) {
     const key = cursor.string("a metadata key", key_bytes_max);
     const quoted = quote(key);
     if (metadata.has(key)) throw new RangeError(`the metadata has the key ${quoted} twice`);
     const type = readType(cursor, quoted);
-    metadata.set(key, { type, value: readValue(cursor, type, quoted) });
+    const value = readValue(cursor, type, quoted, room);
+    if (typeof value === "object") room -= value.values.length;
+    metadata.set(key, { type, value });
   }
   return metadata;
 }
@@ -131,12 +132,18 @@ function readType(cursor: Cursor, what: string): ValueTypeName {
   return name;
 }
 
-function readValue(cursor: Cursor, type: ValueTypeName, what: string): GgufValue {
+/** @param room how many values an array may have */
+function readValue(cursor: Cursor, type: ValueTypeName, what: string, room: number): GgufValue {
   if (type !== "array") return readItem(cursor, type, what);
   const item = readType(cursor, `the values of ${what}`);
   if (item === "array") throw new TypeError(`${what} is an array of arrays, which is not taken`);
   // A string takes at least the eight bytes of its length.
   const n = cursor.count(`values of ${what}`, value_bytes[item] || 8);
+  if (n > room) {
+    throw new RangeError(
+      `expected arrays of at most ${values_max} values in all but found ${n} more in ${what}`,
+    );
+  }
   const values: (number | boolean | string)[] = [];
   for (let i = 0; i < n; i++) values.push(readItem(cursor, item, what));
   return { type: item, values };

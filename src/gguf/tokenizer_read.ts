@@ -4,6 +4,7 @@ import type { TokenizerJson } from "../tokenizer/backend.ts";
 import type { TokenizerFiles } from "../tokenizer/load.ts";
 import type { PostProcessorJson } from "../tokenizer/post_processor.ts";
 import type { AddedTokenEntry } from "../tokenizer/types.ts";
+import { explain } from "../weights/explain.ts";
 import { readGgufParts } from "./checkpoint.ts";
 import { quote } from "./format.ts";
 import { preTokenizer, preTokenizerJson } from "./pre_tokenizers.ts";
@@ -91,12 +92,8 @@ function chatTemplates(values: Values): string | Record<string, string> | null {
  */
 export function readGgufTokenizer(path: string): TokenizerFiles {
   const { header } = readGgufParts(path);
-  try {
-    return tokenizerFiles(path, new Values(header.metadata));
-  } catch (error) {
-    const Kind = error instanceof RangeError ? RangeError : TypeError;
-    throw new Kind(`Cannot load the tokenizer of "${path}": ${(error as Error).message}`);
-  }
+  const values = new Values(header.metadata);
+  return explain(`Cannot load the tokenizer of "${path}"`, () => tokenizerFiles(path, values));
 }
 
 function tokenizerFiles(path: string, values: Values): TokenizerFiles {

@@ -1,7 +1,6 @@
 /** Writes GGUF files of version 3: metadata, then tensors whose data comes in parts. */
 
-import { open, rename, rm } from "node:fs/promises";
-import process from "node:process";
+import { writeWhole } from "../weights/whole_file.ts";
 import {
   align,
   default_alignment,
@@ -153,6 +152,7 @@ async function* oneAhead<T>(source: AsyncGenerator<T>): AsyncGenerator<T> {
  *
  * @param written_callback is told each tensor behind its last byte
  * @throws {RangeError} when a tensor gives more or fewer bytes than its shape needs
+ * @throws as {@link writeWhole}
  */
 export async function writeGguf(
   path: string,
@@ -160,14 +160,7 @@ export async function writeGguf(
   tensors: readonly GgufTensorToWrite[],
   written_callback?: (tensor: GgufTensorToWrite) => void,
 ): Promise<void> {
-  const unfinished = `${path}.${process.pid}.part`;
-  const file = await open(unfinished, "w");
-  const write = async (bytes: Uint8Array) => {
-    for (let at = 0; at < bytes.length;) {
-      at += (await file.write(bytes, at, bytes.length - at)).bytesWritten;
-    }
-  };
-  try {
+  await writeWhole(path, async (write) => {
     await write(packGgufHeader(metadata, tensors));
     let written = 0;
     for await (const { tensor, bytes } of oneAhead(partsOf(tensors))) {
@@ -184,11 +177,5 @@ export async function writeGguf(
       written = 0;
       written_callback?.(tensor);
     }
-    await file.close();
-    await rename(unfinished, path);
-  } catch (error) {
-    await file.close().catch(() => {});
-    await rm(unfinished, { force: true });
-    throw error;
-  }
+  });
 }

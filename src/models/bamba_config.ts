@@ -2,6 +2,7 @@
 
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { explain } from "../weights/explain.ts";
 import type { JsonObject } from "../weights/json.ts";
 import {
   attentionLayers,
@@ -22,7 +23,6 @@ import {
   configPath,
   encodeFloats,
   formatConfig,
-  inFile,
   parseFields,
   readConfigFile,
 } from "./config_file.ts";
@@ -122,7 +122,7 @@ export class BambaConfig {
   ): Promise<BambaConfig> {
     const path = configPath(dir);
     const fields = readConfigFile(path);
-    return inFile(path, () => {
+    return explain(`Cannot read "${path}"`, () => {
       checkModelType(fields.model_type);
       return new BambaConfig({ ...fields, ...overrides });
     });

@@ -1,14 +1,29 @@
 /** config.json files: found, parsed and written as HF has them; or what a GGUF file has instead. */
 
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { isGguf, readGgufFields } from "../gguf/checkpoint.ts";
+import { explain } from "../weights/explain.ts";
 import { isJsonObject, type JsonObject, type JsonValue, parseJson } from "../weights/json.ts";
 import { show } from "./config_fields.ts";
 
-/** The path of config.json in a folder; one that ends in .json or .gguf is taken as it is. */
+/**
+ * The path of config.json in a folder; that of a .json or GGUF file is taken as it is.
+ *
+ * @throws {TypeError} when it is no path
+ * @throws {Error} when nothing is there, or neither a folder nor such a file
+ */
 export function configPath(dir: string): string {
-  return dir.endsWith(".json") || isGguf(dir) ? dir : join(dir, "config.json");
+  if (typeof dir !== "string" || dir === "") {
+    throw new TypeError(`Expected the path of a folder or a .gguf file but found ${show(dir)}`);
+  }
+  if (dir.endsWith(".json") || isGguf(dir)) return dir;
+  const found = statSync(dir, { throwIfNoEntry: false });
+  if (found?.isDirectory()) return join(dir, "config.json");
+  throw new Error(
+    "Expected a folder with config.json and model.safetensors, or a .gguf file, but found " +
+      `${found ? "another file" : "nothing"} at "${dir}"`,
+  );
 }
 
 /**
@@ -19,7 +34,7 @@ export function configPath(dir: string): string {
  */
 export function readConfigFile(path: string): JsonObject {
   if (isGguf(path)) return readGgufFields(path) as JsonObject;
-  return inFile(path, () => parseFields(readFileSync(path, "utf8")));
+  return explain(`Cannot read "${path}"`, () => parseFields(readFileSync(path, "utf8")));
 }
 
 /**
@@ -31,18 +46,6 @@ export function parseFields(text: string): JsonObject {
   const value: JsonValue = decodeFloats(parseJson(text, { as_python: true }));
   if (isJsonObject(value)) return value;
   throw new TypeError(`Expected the config to be a JSON object but found ${show(value)}`);
-}
-
-/** Adds the file's name to what `body` throws. */
-export function inFile<T>(path: string, body: () => T): T {
-  try {
-    return body();
-  } catch (error) {
-    if (!(error instanceof Error)) throw error;
-    const Kind = [RangeError, SyntaxError, TypeError].find((kind) => error instanceof kind) ??
-      Error;
-    throw new Kind(`Cannot read "${path}": ${error.message}`);
-  }
 }
 
 /** Turns `{"__float__": "Infinity"}`, as HF writes floats that JSON lacks, into numbers. */

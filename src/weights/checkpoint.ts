@@ -5,6 +5,7 @@
 
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { explain } from "./explain.ts";
 import { isJsonObject, parseJson } from "./json.ts";
 import { looksLikeSafetensors, readSafetensorsHeader } from "./safetensors.ts";
 
@@ -167,13 +168,7 @@ export class Checkpoint {
 
 /** The weight_map of an index: the shard of each tensor. */
 function readIndex(path: string): Map<string, string> {
-  let index: unknown;
-  try {
-    index = parseJson(readFileSync(path, "utf8"));
-  } catch (error) {
-    const Kind = error instanceof SyntaxError ? SyntaxError : Error;
-    throw new Kind(`Cannot read "${path}": ${(error as Error).message}`);
-  }
+  const index = explain(`Cannot read "${path}"`, () => parseJson(readFileSync(path, "utf8")));
   const map = isJsonObject(index) ? index.weight_map : undefined;
   if (!isJsonObject(map) || Object.keys(map).length === 0) {
     throw new TypeError(`Expected "${path}" to have a weight_map from tensors to files`);

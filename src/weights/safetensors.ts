@@ -1,9 +1,9 @@
 /** The safetensors format: reads headers, writes files. */
 
 import { closeSync, fstatSync, openSync, readSync, statSync } from "node:fs";
-import { open, rename, rm } from "node:fs/promises";
-import process from "node:process";
+import { explain } from "./explain.ts";
 import { isJsonObject, type JsonObject, type JsonValue, parseJson } from "./json.ts";
+import { writeWhole } from "./whole_file.ts";
 
 /** Bytes of one element by dtype. */
 export const dtype_bytes: Readonly<Record<string, number>> = {
@@ -58,15 +58,10 @@ const rank_max = 8;
  * @throws {Error} when the file cannot be read
  */
 export function readSafetensorsHeader(path: string): SafetensorsHeader {
-  try {
+  return explain(`Cannot read "${path}" as safetensors`, () => {
     const { text, fileBytes } = readHeaderText(path);
     return parseHeader(text, fileBytes);
-  } catch (error) {
-    if (!(error instanceof Error)) throw error;
-    const Kind = [RangeError, SyntaxError, TypeError].find((kind) => error instanceof kind) ??
-      Error;
-    throw new Kind(`Cannot read "${path}" as safetensors: ${error.message}`);
-  }
+  });
 }
 
 /** Whether a path that does not end in .safetensors is a file which begins like one. */
@@ -245,6 +240,7 @@ export interface TensorToWrite {
  * @param metadata strings for `__metadata__`
  * @throws {TypeError} for an unknown dtype
  * @throws {RangeError} when a tensor gives more or fewer bytes than its shape needs
+ * @throws as {@link writeWhole}
  */
 export async function writeSafetensors(
   path: string,
@@ -255,10 +251,8 @@ export async function writeSafetensors(
     (dtype_bytes[y.dtype] ?? 0) - (dtype_bytes[x.dtype] ?? 0) || (a < b ? -1 : a > b ? 1 : 0)
   );
   const prefix = packHeader(entries, metadata);
-  const unfinished = `${path}.${process.pid}.part`;
-  const file = await open(unfinished, "w");
-  try {
-    await file.write(prefix);
+  await writeWhole(path, async (write) => {
+    await write(prefix);
     for (const [name, tensor] of entries) {
       const expected = byteLength(name, tensor);
       let written = 0;
@@ -266,9 +260,7 @@ export async function writeSafetensors(
         const bytes = new Uint8Array(part.buffer, part.byteOffset, part.byteLength);
         written += bytes.length;
         if (written > expected) break;
-        for (let at = 0; at < bytes.length;) {
-          at += (await file.write(bytes, at, bytes.length - at)).bytesWritten;
-        }
+        await write(bytes);
       }
       if (written !== expected) {
         throw new RangeError(
@@ -277,13 +269,7 @@ export async function writeSafetensors(
         );
       }
     }
-    await file.close();
-    await rename(unfinished, path);
-  } catch (error) {
-    await file.close().catch(() => {});
-    await rm(unfinished, { force: true });
-    throw error;
-  }
+  });
 }
 
 function packHeader(

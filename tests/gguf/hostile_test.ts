@@ -3,7 +3,9 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { honestGguf, mutateGguf, survives } from "../../bench/lib/gguf_mutate.ts";
+import type { GgufArray } from "../../src/gguf/format.ts";
 import { parseGguf, readGgufHeader } from "../../src/gguf/reader.ts";
+import { packGgufHeader } from "../../src/gguf/writer.ts";
 import { randomIntegers, withFolder } from "../weights/support.ts";
 
 const mutations = 120_000;
@@ -25,6 +27,11 @@ function whole(): Uint8Array<ArrayBuffer> {
   bytes.set(header);
   return bytes;
 }
+
+const array = (n: number): { type: "array"; value: GgufArray } => ({
+  type: "array",
+  value: { type: "u8", values: new Array(n).fill(0) },
+});
 
 /** Where some text starts in a file. */
 function find(bytes: Uint8Array, text: string): number {
@@ -145,6 +152,23 @@ describe("a hostile GGUF file", () => {
       assert(!error.message.includes("\n"));
     });
   }
+
+  it("whose hole stands for more values than memory has room for gets a sentence", () => {
+    const bytes = packGgufHeader(new Map([["a", array(0)], ["b", array(2)]]), []);
+    const [first, second] = [find(bytes, "a") + 9, find(bytes, "b") + 9];
+    const view = new DataView(bytes.buffer, bytes.byteOffset);
+    view.setBigUint64(first, 2n ** 33n, true);
+    const read = (at: number, into: Uint8Array) => {
+      into.fill(0).set(bytes.subarray(at, at + into.length));
+      return into.length;
+    };
+    const refused = (sentence: RegExp) =>
+      assertMatch(assertThrows(() => parseGguf(read, 2 ** 40), RangeError).message, sentence);
+    refused(/arrays of at most 16777216 values in all but found 8589934592 more in "a"/);
+    view.setBigUint64(first, 0n, true);
+    view.setBigUint64(second, 2n ** 24n + 1n, true);
+    refused(/found 16777217 more in "b"/);
+  });
 
   it("is named with its path", () =>
     withFolder((folder) => {

@@ -77,6 +77,16 @@ describe("GGUF metadata and tensors", () => {
       assertEquals(readdirSync(folder), []);
       assert(!existsSync(join(folder, "x.gguf")));
     }));
+
+  it("name the path where it cannot be written", () =>
+    withFolder(async (folder) => {
+      const path = join(folder, "none", "x.gguf");
+      await assertRejects(
+        () => writeGguf(path, new Map(), []),
+        Error,
+        `Cannot write "${path}": ENOENT`,
+      );
+    }));
 });
 
 describe("values of metadata", () => {

@@ -137,7 +137,13 @@ describe("from_pretrained", () => {
         () => AutoModelForCausalLM.from_pretrained(join(dir, "nowhere")),
         Error,
       );
-      assertStringIncludes(missing.message, "nowhere");
+      assertStringIncludes(missing.message, `found nothing at "${join(dir, "nowhere")}"`);
+      const file = join(dir, "model.bin");
+      writeFileSync(file, "x");
+      for (const [path, sentence] of [[file, "found another file at"], ["", 'found ""']]) {
+        const error = await assertRejects(() => AutoModelForCausalLM.from_pretrained(path), Error);
+        assertStringIncludes(error.message, sentence);
+      }
       writeFileSync(join(dir, "config.json"), '{"model_type": "llama", "vocab_size": 10}');
       for (const auto of [AutoModelForCausalLM, AutoModel, AutoConfig]) {
         const other = await assertRejects(

@@ -1,0 +1,39 @@
+/** Writing files that appear under their name when they are whole. */
+
+import { open, rename, rm } from "node:fs/promises";
+import process from "node:process";
+import { explained } from "./explain.ts";
+
+/**
+ * Writes a file under another name beside its own, which it gets when `body` is done. Where
+ * anything fails nothing is left behind, and a file that was there before stays as it was.
+ *
+ * @param body writes the file's bytes in order by the function that it gets
+ * @throws {Error} naming the path, when its folder is missing or read-only, or the disk is full
+ * @throws what `body` throws, as it is
+ */
+export async function writeWhole(
+  path: string,
+  body: (write: (bytes: Uint8Array) => Promise<void>) => Promise<void>,
+): Promise<void> {
+  const unfinished = `${path}.${process.pid}.part`;
+  const refused = (error: unknown) => {
+    throw explained(`Cannot write "${path}"`, error);
+  };
+  const file = await open(unfinished, "w").catch(refused);
+  const write = async (bytes: Uint8Array) => {
+    for (let at = 0; at < bytes.length;) {
+      const { bytesWritten } = await file.write(bytes, at, bytes.length - at).catch(refused);
+      at += bytesWritten;
+    }
+  };
+  try {
+    await body(write);
+    await file.close().catch(refused); // where some disks first say that they are full
+    await rename(unfinished, path).catch(refused);
+  } catch (error) {
+    await file.close().catch(() => {});
+    await rm(unfinished, { force: true });
+    throw error;
+  }
+}

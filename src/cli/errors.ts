@@ -3,7 +3,14 @@ import { CommanderError } from "commander";
 import process from "node:process";
 
 /** Exit statuses of the command line. */
-export const exit_status = { ok: 0, failed: 1, usage: 2, interrupted: 130, broken_pipe: 141 };
+export const exit_status = {
+  ok: 0,
+  failed: 1,
+  usage: 2,
+  interrupted: 130,
+  broken_pipe: 141,
+  terminated: 143,
+};
 
 /** A wrong command line: exit status 2. */
 export class UsageError extends Error {
@@ -47,13 +54,13 @@ export function isAbort(error: unknown): boolean {
  * Says what went wrong on stderr and answers the exit status for it.
  *
  * @param error anything thrown by a subcommand
- * @param interrupted whether the user pressed Ctrl-C
+ * @param stopped the exit status for the signal that stopped the run, such as Ctrl-C's
  */
-export function report(error: unknown, interrupted: boolean): number {
+export function report(error: unknown, stopped?: number): number {
   // commander has printed its own words already
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : exit_status.usage;
   if (error instanceof SilentFailure) return exit_status.failed;
-  if (interrupted && isAbort(error)) return exit_status.interrupted;
+  if (stopped !== undefined && isAbort(error)) return stopped;
   console.error(`bamba: ${sentence(error)}`);
   if (process.env.BAMBA_DEBUG && error instanceof Error) console.error(error.stack);
   return error instanceof UsageError ? exit_status.usage : exit_status.failed;

@@ -72,11 +72,16 @@ async function run(args: string[], signal: AbortSignal): Promise<void> {
 }
 
 const interrupt = new AbortController();
-process.on("SIGINT", () => {
+/** The exit status for the signal that came, if one did. */
+let stopped: number | undefined;
+function stop(status: number): void {
   // a second Ctrl-C does not wait for anything
-  if (interrupt.signal.aborted) process.exit(exit_status.interrupted);
+  if (stopped !== undefined) process.exit(status);
+  stopped = status;
   interrupt.abort();
-});
+}
+process.on("SIGINT", () => stop(exit_status.interrupted));
+process.on("SIGTERM", () => stop(exit_status.terminated));
 process.stdout.on("error", (error: Error & { code?: string }) => {
   // the reader has gone (`| head`): nobody is left to write for
   process.exit(error.code === "EPIPE" ? exit_status.broken_pipe : exit_status.failed);
@@ -84,7 +89,7 @@ process.stdout.on("error", (error: Error & { code?: string }) => {
 
 try {
   await run(process.argv.slice(2), interrupt.signal);
-  if (interrupt.signal.aborted) process.exitCode = exit_status.interrupted;
+  if (stopped !== undefined) process.exitCode = stopped;
 } catch (error) {
-  process.exitCode = report(error, interrupt.signal.aborted);
+  process.exitCode = report(error, stopped);
 }

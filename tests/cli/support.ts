@@ -20,8 +20,10 @@ export interface CliOptions {
   env?: Record<string, string>;
   /** A folder that may be written to. */
   writes?: string;
-  /** Sends SIGINT once stdout has shown this many characters. */
+  /** Sends a signal once stdout has shown this many characters. */
   interruptAfter?: number;
+  /** Which one: SIGINT where nothing is said. */
+  signal?: "SIGINT" | "SIGTERM";
 }
 
 /** Runs `bamba ARGUMENT...` and waits for its end. */
@@ -53,7 +55,7 @@ export function cli(args: string[], options: CliOptions = {}): Promise<Outcome> 
       if (outcome.stdout.length < interruptAfter) return;
       interrupted = true;
       // not child.kill: Deno would then report the signal as the child's end, whatever its status
-      process.kill(child.pid!, "SIGINT");
+      process.kill(child.pid!, options.signal ?? "SIGINT");
     });
     child.stderr.setEncoding("utf8").on("data", (piece: string) => outcome.stderr += piece);
     child.stdin.on("error", () => {}); // a program that ends early does not read it

@@ -78,15 +78,18 @@ describe("generate", () => {
     assert(/a|dog/.test(fresh) && fresh.length < 40, fresh);
   });
 
-  it("stops at Ctrl-C with exit status 130", async () => {
-    const many = ["--min-new-tokens", "20000", "--max-new-tokens", "20000"];
-    const { code, stdout, stderr } = await cli(["generate", ...many, "a small dog is"], {
-      interruptAfter: 60,
+  for (const [signal, status] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
+    it(`stops at ${signal} with exit status ${status}`, async () => {
+      const many = ["--min-new-tokens", "20000", "--max-new-tokens", "20000"];
+      const { code, stdout, stderr } = await cli(["generate", ...many, "a small dog is"], {
+        interruptAfter: 60,
+        signal,
+      });
+      assertEquals(code, status, stderr);
+      assert(stdout.length >= 60 && stdout.length < 20000);
+      assertEquals(stderr, "");
     });
-    assertEquals(code, 130, stderr);
-    assert(stdout.length >= 60 && stdout.length < 20000);
-    assertEquals(stderr, "");
-  });
+  }
 });
 
 describe("perplexity", () => {

@@ -8,10 +8,9 @@
 
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { AutoTokenizer } from "../src/tokenizer/mod.ts";
 import type { BenchOptions } from "../src/cli/bench.ts";
@@ -21,7 +20,7 @@ import type { GgufValue } from "../src/gguf/format.ts";
 import type { FileType } from "../src/gguf/mix.ts";
 import { BambaForCausalLM } from "../src/models/bamba.ts";
 import { printLine, rounded } from "./lib/line.ts";
-import { Peer } from "./lib/peers.ts";
+import { findNodeLlama, findPython, Peer, type PeerProgram } from "./lib/peers.ts";
 import { prompts } from "./lib/prompts.ts";
 
 const folder = fileURLToPath(new URL("../models/bamba-wordnet-8m", import.meta.url));
@@ -109,11 +108,10 @@ async function marginOf(model: BambaForCausalLM, text: number[], a: number, b: n
 }
 
 /** Lets llama.cpp and us continue every prompt. */
-async function compareTexts(peers: string, path: string, options: BenchOptions) {
+async function compareTexts(program: PeerProgram, path: string, options: BenchOptions) {
   const tokenizer = await AutoTokenizer.from_pretrained(folder);
   using model = await BambaForCausalLM.from_pretrained(path, { device: "cpu" });
-  const script = join(root, "bench", "peers", "node_llama.mjs");
-  using peer = await Peer.open({ command: "node", args: [script, peers, path, "2"], rounds: 1 });
+  using peer = await Peer.open(program);
   let same = 0;
   const margins: number[] = [];
   for (const prompt of prompts) {
@@ -135,14 +133,9 @@ async function compareTexts(peers: string, path: string, options: BenchOptions) 
 
 /** Compares every type and prints what was the same. @throws {Error} naming what was not */
 export async function run(options: BenchOptions): Promise<void> {
-  const peers = process.env.BAMBA_PEERS ?? "";
-  const python = join(peers, "venv", "bin", "python");
-  if (peers === "" || !existsSync(python)) {
-    throw new Error(
-      "Expected BAMBA_PEERS to name a folder with node-llama-cpp and a venv named 'venv' with " +
-        `gguf but found '${peers}'.`,
-    );
-  }
+  const llama = findNodeLlama();
+  const python = findPython("Python's gguf", ["gguf", "numpy"]);
+  if (!llama && !python) return;
   const temporary = mkdtempSync(join(tmpdir(), "bamba-gguf-"));
   const { signal } = options;
   try {
@@ -155,11 +148,13 @@ export async function run(options: BenchOptions): Promise<void> {
         using packed = await BambaForCausalLM.from_pretrained(path, { device: "cpu" });
         await packed.save_gguf(unpacked, { type: "f32", signal });
       }
-      const counts = compareFields(python, path, unpacked);
-      await printLine(options, { bench: "gguf read", type, ...counts, same_bits: true });
-      if (!spoken.includes(type)) continue;
+      if (python) {
+        const counts = compareFields(python, path, unpacked);
+        await printLine(options, { bench: "gguf read", type, ...counts, same_bits: true });
+      }
+      if (!llama || !spoken.includes(type)) continue;
       for (const one of type[0] === "q" ? [path, unpacked] : [path]) {
-        const found = await compareTexts(peers, one, options);
+        const found = await compareTexts(llama(one, 2), one, options);
         const as = one === path ? type : `${type} unpacked`;
         await printLine(options, { bench: "gguf texts", type: as, ...found });
       }

@@ -7,7 +7,7 @@
  */
 
 import type { BenchOptions } from "../src/cli/bench.ts";
-import type { Device } from "../src/device.ts";
+import { Device } from "../src/device.ts";
 import { BambaForCausalLM } from "../src/models/bamba.ts";
 import { printLine, rounded } from "./lib/line.ts";
 import { matrixBytes, median, promptIds } from "./lib/measure.ts";
@@ -129,11 +129,13 @@ async function reportStarts(
 /** Measures in turns and prints prefill, decode and start against each peer. */
 export async function run(options: BenchOptions): Promise<void> {
   const { signal, shape, weights, threads } = options;
+  using device = await Device.open("cpu", { threads });
+  const programs = await findPeers(options, device.threads);
+  if (programs.length === 0) return;
   const path = await randomGguf(shape, weights, signal);
   const measured: { peer: string; program: PeerProgram }[] = [];
   {
-    using model = await BambaForCausalLM.from_pretrained(path, { threads, signal });
-    const programs = await findPeers(options, model.device.threads);
+    using model = await BambaForCausalLM.from_pretrained(path, { device: "cpu", threads, signal });
     const bytes = decodeBytes(
       findShape(shape),
       matrixBytes(model),

@@ -3,7 +3,7 @@
  * dependencies: BAMBA_PEERS names any folder in which they were installed.
  */
 
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
@@ -70,8 +70,39 @@ const hf_dtypes: Partial<Record<BenchWeights, string>> = {
 };
 
 /** Says what is left out, and how it would be brought in. */
-function leftOut(what: string, how: string): void {
+function leftOut(what: string, how: string): undefined {
   console.error(`${what} is left out: ${how}`);
+}
+
+/** The folder with peers that the user named; empty where none is. */
+const folder = process.env.BAMBA_PEERS ?? "";
+
+/** What runs a GGUF file in llama.cpp; undefined, and a sentence, where that is not installed. */
+export function findNodeLlama(): ((gguf: string, threads: number) => PeerProgram) | undefined {
+  if (folder === "" || !existsSync(join(folder, "node_modules", "node-llama-cpp"))) {
+    const how = "run 'npm install node-llama-cpp@3.22.1' in a folder and name it in BAMBA_PEERS";
+    return leftOut("node-llama-cpp", how);
+  }
+  const script = join(root, "bench", "peers", "node_llama.mjs");
+  return (gguf, threads) => ({
+    command: "node",
+    args: [script, folder, gguf, String(threads)],
+    rounds: 5,
+  });
+}
+
+/** Python with modules; undefined, and a sentence, where the peers' venv lacks one of them. */
+export function findPython(what: string, modules: readonly string[]): string | undefined {
+  const python = join(folder, "venv", "bin", "python");
+  const look = "import importlib.util, sys\n" +
+    "sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))";
+  const is_there = folder !== "" && existsSync(python) &&
+    spawnSync(python, ["-c", look, ...modules]).status === 0;
+  if (is_there) return python;
+  return leftOut(
+    what,
+    `make a venv with ${modules.join(" and ")} in the folder that BAMBA_PEERS names, named 'venv'`,
+  );
 }
 
 /**
@@ -81,27 +112,19 @@ function leftOut(what: string, how: string): void {
  */
 export async function findPeers(options: BenchOptions, threads: number): Promise<PeerProgram[]> {
   const { shape, weights, signal } = options;
-  const folder = process.env.BAMBA_PEERS ?? "";
   const found: PeerProgram[] = [];
-  if (existsSync(join(folder, "node_modules", "node-llama-cpp")) && folder !== "") {
-    const gguf = await randomGguf(shape, weights, signal);
-    const script = join(root, "bench", "peers", "node_llama.mjs");
-    found.push({ command: "node", args: [script, folder, gguf, String(threads)], rounds: 5 });
-  } else {
-    leftOut(
-      "node-llama-cpp",
-      "run 'npm install node-llama-cpp@3.22.1' in a folder and name it in BAMBA_PEERS",
-    );
-  }
-  const python = join(folder, "venv", "bin", "python");
+  const llama = findNodeLlama();
+  if (llama) found.push(llama(await randomGguf(shape, weights, signal), threads));
   const dtype = hf_dtypes[weights];
-  if (dtype === undefined) leftOut("HF", `it runs no Bamba in ${weights}`);
-  else if (existsSync(python) && folder !== "") {
+  if (dtype === undefined) {
+    leftOut("HF", `it runs no Bamba in ${weights}`);
+    return found;
+  }
+  const python = findPython("HF", ["torch", "transformers"]);
+  if (python) {
     const script = join(root, "bench", "peers", "hf_cpu.py");
     const model = await randomModel(shape, signal);
     found.push({ command: python, args: [script, model, String(threads), dtype], rounds: 1 });
-  } else {
-    leftOut("HF", "make a venv with torch and transformers in BAMBA_PEERS, named 'venv'");
   }
   return found;
 }

@@ -1,4 +1,4 @@
-/** Results as tables for people: a header wherever the columns change, a row a result. */
+/** Results as tables for people: a header wherever columns change or widen, a row a result. */
 
 /** A result, as it is printed as JSON for programs. */
 export type Line = Readonly<Record<string, unknown>>;
@@ -28,25 +28,32 @@ const isRecord = (value: unknown): value is Line =>
 /** Prints one result after another. */
 export class Table {
   #header = "";
+  /** Of the columns under the header. */
+  #widths: number[] = [];
 
   /** The lines of a result; those of its parts, where it has some, stand below it. */
   rows(line: Line): string[] {
     const columns = Object.entries(line).filter(([, value]) =>
       value !== undefined && !isRecord(value)
     );
-    const cells = columns.map(([name, value]) => {
-      const text = cell(value);
-      const width = Math.max(column_min, name.length, text.length);
-      const is_text = typeof value === "string";
-      return is_text
-        ? [name.padEnd(width), text.padEnd(width)]
-        : [name.padStart(width), text.padStart(width)];
-    });
-    const join = (which: 0 | 1) => cells.map((pair) => pair[which]).join("  ").trimEnd();
+    const texts = columns.map(([, value]) => cell(value));
     const names = columns.map(([name]) => name).join();
-    const rows = names === this.#header ? [] : [...(this.#header ? [""] : []), join(0)];
+    const goes_on = names === this.#header &&
+      texts.every((text, i) => text.length <= this.#widths[i]);
+    if (!goes_on) {
+      this.#widths = columns.map(([name], i) => Math.max(column_min, name.length, texts[i].length));
+    }
+    const join = (words: readonly string[]) =>
+      columns.map(([, value], i) =>
+        typeof value === "string"
+          ? words[i].padEnd(this.#widths[i])
+          : words[i].padStart(this.#widths[i])
+      ).join("  ").trimEnd();
+    const rows = goes_on
+      ? []
+      : [...(this.#header ? [""] : []), join(columns.map(([name]) => name))];
     this.#header = names;
-    rows.push(join(1));
+    rows.push(join(texts));
     for (const parts of Object.values(line).filter(isRecord)) {
       const width = Math.max(0, ...Object.keys(parts).map((name) => name.length));
       for (const [name, value] of Object.entries(parts)) {

@@ -46,8 +46,10 @@ function summarize(
 ): Pick<Inspection, "weights" | "bits_per_weight" | "types"> {
   const types: Inspection["types"] = {};
   let [weights, bytes] = [0, 0];
+  // Scales beside 8-bit floats are bits of those weights, as they are inside blocks.
+  const has_scales = tensors.some(({ type }) => type.startsWith("F8_"));
   for (const tensor of tensors) {
-    const n = elements(tensor.shape);
+    const n = has_scales && tensor.name.endsWith("_scale") ? 0 : elements(tensor.shape);
     const of_type = types[tensor.type] ??= { tensors: 0, weights: 0, bytes: 0 };
     of_type.tensors++;
     of_type.weights += n;
@@ -106,10 +108,12 @@ function print(found: Inspection, tensors_max: number): void {
   if (keys.length) console.log("\nmetadata");
   for (const key of keys) console.log(`  ${key} = ${short(found.metadata[key])}`);
   console.log(`\n${found.tensors.length} tensors`);
-  const width = Math.max(0, ...found.tensors.map(({ name }) => name.length));
-  for (const { name, type, shape, bytes } of found.tensors.slice(0, tensors_max)) {
+  const shown = found.tensors.slice(0, tensors_max);
+  const width = Math.max(0, ...shown.map(({ name }) => name.length));
+  const type_width = Math.max(0, ...Object.keys(found.types).map((type) => type.length));
+  for (const { name, type, shape, bytes } of shown) {
     const size = `[${shape.join(", ")}]`.padEnd(18);
-    console.log(`  ${name.padEnd(width)}  ${type.padEnd(5)} ${size} ${mib(bytes)}`);
+    console.log(`  ${name.padEnd(width)}  ${type.padEnd(type_width)} ${size} ${mib(bytes)}`);
   }
   const rest = found.tensors.length - tensors_max;
   if (rest > 0) console.log(`  and ${rest} more`);
@@ -117,9 +121,8 @@ function print(found: Inspection, tensors_max: number): void {
   for (const [type, { tensors, weights, bytes }] of Object.entries(found.types)) {
     const block = tensor_types[type];
     const bits = block ? block.bytes * 8 / block.columns : bytes * 8 / weights;
-    console.log(
-      `  ${type.padEnd(5)} ${tensors} tensors, ${weights} weights of ${bits} bits, ${mib(bytes)}`,
-    );
+    const of = `${tensors} tensors, ${weights} weights of ${bits} bits, ${mib(bytes)}`;
+    console.log(`  ${type.padEnd(type_width)} ${of}`);
   }
   console.log(`\n${found.weights} weights, ${found.bits_per_weight.toFixed(3)} bits a weight`);
 }

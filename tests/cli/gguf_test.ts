@@ -3,6 +3,7 @@ import { copyFileSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { tiny_path } from "../gguf/support.ts";
+import { writeSafetensors } from "../../src/weights/safetensors.ts";
 import { model_folder, withFolder } from "../weights/support.ts";
 import { cli } from "./support.ts";
 
@@ -44,6 +45,20 @@ describe("inspect", () => {
         const { stdout } = await cli(["inspect", path, "--json"]);
         assertEquals(JSON.parse(stdout).format, format);
       }
+    }));
+
+  it("counts scales beside 8-bit floats as bits of theirs", () =>
+    withFolder(async (folder) => {
+      const path = join(folder, "x.safetensors");
+      await writeSafetensors(path, [
+        ["a.weight", { dtype: "F8_E4M3", shape: [4, 8], data: new Uint8Array(32) }],
+        ["a.weight_scale", { dtype: "F32", shape: [4, 1], data: new Float32Array(4) }],
+      ]);
+      const { stdout } = await cli(["inspect", path]);
+      assertStringIncludes(stdout, "  a.weight        F8_E4M3 [4, 8] ");
+      assertStringIncludes(stdout, "  a.weight_scale  F32     [4, 1] ");
+      assertMatch(stdout, /F8_E4M3 1 tensors, 32 weights of 8 bits/);
+      assertMatch(stdout, /\n32 weights, 12\.000 bits a weight\n$/);
     }));
 
   it("tells a file of another kind from none", () =>

@@ -3,7 +3,7 @@ import { describe, it } from "node:test";
 import { Table } from "../../bench/lib/table.ts";
 
 describe("a table of results", () => {
-  it("names its columns once, and again where they change", () => {
+  it("names its columns once, and again where they change or are too narrow", () => {
     const table = new Table();
     assertEquals(table.rows({ bench: "decode", tok_s: 14.25, peak: 41.236e9 }), [
       "bench        tok_s      peak",
@@ -11,6 +11,14 @@ describe("a table of results", () => {
     ]);
     assertEquals(table.rows({ bench: "prefill", tok_s: 214, peak: 2e12 }), [
       "prefill        214        2T",
+    ]);
+    assertEquals(table.rows({ bench: "prefill of 512", tok_s: 9, peak: 1 }), [
+      "",
+      "bench              tok_s      peak",
+      "prefill of 512         9         1",
+    ]);
+    assertEquals(table.rows({ bench: "decode", tok_s: 8, peak: 1 }), [
+      "decode                 8         1",
     ]);
     assertEquals(table.rows({ bench: "fuzz", rounds: 3, left_out: undefined }), [
       "",

@@ -2,22 +2,15 @@
 
 import { basename } from "node:path";
 import { Device, type DeviceName } from "../device.ts";
-import { type DTypeName, type LayoutName, Tensor } from "../graph/tensor.ts";
+import { type DTypeName, Tensor } from "../graph/tensor.ts";
 import { isGguf, openGguf } from "../gguf/checkpoint.ts";
 import type { ConfigToWrite } from "../gguf/config.ts";
 import { saveGguf, type SaveOptions } from "../gguf/save.ts";
 import { environment } from "../native/library.ts";
-import type { DeviceKindName } from "../native/native.ts";
 import { Module } from "../nn/module.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
 import { openSafetensors } from "../weights/compressed.ts";
-import { isBlocks } from "../weights/layout.ts";
-import {
-  type LoadedWeight,
-  loadWeights,
-  type WeightSet,
-  type WeightSpec,
-} from "../weights/load.ts";
+import { loadWeights, type WeightSet, type WeightSpec } from "../weights/load.ts";
 import {
   type CacheDTypes,
   checkCacheDTypes,
@@ -28,9 +21,10 @@ import { CacheLayout } from "./cache_layout.ts";
 import { callModel } from "./call.ts";
 import type { CallInputs } from "./call_inputs.ts";
 import type { ForwardInputs, ForwardOutputs } from "./forward.ts";
-import { checkOptions } from "./options.ts";
+import { checkFlags, checkOptions } from "./options.ts";
 import { checkQuantization, type QuantizationConfig, quantizeSpecs } from "./quantization.ts";
 import type { ModelOutput } from "./outputs.ts";
+import { kindsOf, weightSpecs, weightTensor } from "./parameters.ts";
 import { ModelRuntime, type RunnableModel } from "./runtime.ts";
 
 /** Options of `from_pretrained`. */
@@ -143,6 +137,7 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     if (!dtypes.includes(dtype)) {
       throw new RangeError(`Expected dtype to be one of ${dtypes.join(", ")} but found ${dtype}`);
     }
+    checkFlags(options, ["batch_invariant"]);
     checkCacheDTypes(options);
     signal?.throwIfAborted();
     const config = await this.config_class.from_pretrained(dir);
@@ -183,18 +178,19 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     return this.runtime.device;
   }
 
-  /** Dtype of the weight matrices. */
+  /** Dtype of the weight matrices, in a mix that of most of their numbers. */
   get dtype(): DTypeName {
-    for (const [, tensor] of this.namedParameters()) {
-      if (tensor.shape.length === 2) return tensor.dtype;
+    const sizes = new Map<DTypeName, number>();
+    for (const { shape, dtype, size } of this.parameterTensors()) {
+      if (shape.length === 2) sizes.set(dtype, (sizes.get(dtype) ?? 0) + size);
     }
-    return "float32";
+    const [most] = [...sizes].sort(([, a], [, b]) => b - a);
+    return most?.[0] ?? "float32";
   }
 
   /** Number of weights, tied ones counted once. */
   num_parameters(): number {
-    const tensors = new Set([...this.namedParameters()].map(([, tensor]) => tensor));
-    return [...tensors].reduce((sum, tensor) => sum + tensor.size, 0);
+    return [...this.parameterTensors()].reduce((sum, tensor) => sum + tensor.size, 0);
   }
 
   /** HF's get_memory_footprint: bytes of the weights as they are held. */
@@ -230,6 +226,12 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     return this;
   }
 
+  /** HF's train(mode). @throws {TypeError} unless `mode` is false, which means eval() */
+  train(mode = true): this {
+    if (!mode) return this.eval();
+    throw new TypeError("Cannot train a model: inference is all there is so far");
+  }
+
   /** Frees weights and plans. Caches and results that are still held stay usable. */
   dispose(): void {
     this.#runtime?.dispose();
@@ -241,6 +243,11 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
 
   /** For what subclasses read beside the weights. */
   protected async afterLoad(_dir: string): Promise<void> {}
+
+  /** Every weight, tied ones once. */
+  private parameterTensors(): Set<Tensor> {
+    return new Set([...this.namedParameters()].map(([, tensor]) => tensor));
+  }
 
   private async load(
     model_class: ModelClass<PreTrainedModel>,
@@ -333,48 +340,4 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     });
     return buffer;
   }
-}
-
-/** Of all matrices: whether they are bf16, in blocks or 8-bit floats; of the layers': blocks. */
-function kindsOf(
-  specs: ReadonlyMap<string, WeightSpec>,
-  { weights }: WeightSet,
-): { half: boolean; blocks: boolean } {
-  const matrices = [...specs].filter(([, { shape, dtype }]) => shape.length === 2 && !dtype)
-    .map(([path, { name }]) => ({ path, dtype: weights.get(name)!.dtype }));
-  const half = matrices.every(({ dtype }) =>
-    dtype === "bfloat16" || dtype === "float8_e4m3fn" || isBlocks(dtype)
-  );
-  const inside = matrices.filter(({ path }) => path.includes("layers."));
-  return { half, blocks: inside.every(({ dtype }) => isBlocks(dtype)) };
-}
-
-/** What to load for each parameter path. A tied table is loaded once, as the head's panels. */
-function weightSpecs(
-  model: PreTrainedModel,
-  tied: Readonly<Record<string, string>>,
-  prefix: string,
-  device: DeviceKindName,
-): Map<string, WeightSpec> {
-  const sources = new Set(Object.values(tied));
-  const specs = new Map<string, WeightSpec>();
-  for (const [path, tensor] of model.namedParameters()) {
-    if (path in tied) continue;
-    if (tensor.storage.space !== "parameter") continue;
-    const on_cpu = device === "cpu";
-    const layout: LayoutName = sources.has(path) ? "panel" : tensor.storage.layout;
-    specs.set(path, {
-      name: prefix + path,
-      shape: [...tensor.shape],
-      layout,
-      keepMapped: on_cpu && layout === "row_major" && !tensor.storage.keep_f32,
-      dtype: tensor.storage.keep_f32 ? "float32" : undefined,
-    });
-  }
-  return specs;
-}
-
-function weightTensor(weight: LoadedWeight): Tensor {
-  const { shape, dtype, layout, buffer, offset } = weight;
-  return new Tensor(shape, dtype, { space: "weight", layout, buffer, offset });
 }

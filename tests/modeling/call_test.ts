@@ -1,7 +1,7 @@
 /** `call`: what it accepts and what its results are, on the default model. */
 
 import { describe, it } from "node:test";
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Tensor } from "../../mod.ts";
 import { loadModel } from "../generation/support.ts";
 
@@ -72,5 +72,13 @@ describe("call", () => {
     assert(model.num_parameters() > 8e6 && model.num_parameters() < 9e6, "8 M weights");
     const bytes = model.get_memory_footprint();
     assert(bytes > 2 * model.num_parameters() && bytes < 2.2 * model.num_parameters(), `${bytes}`);
+    using mixed = await loadModel({ quantization_config: { type: "q4_k_m" } });
+    assertEquals(mixed.dtype, "q4_k"); // embedding and head are q6_k
+  });
+
+  it("is always in evaluation mode", async () => {
+    using model = await loadModel();
+    assertEquals([model.eval(), model.train(false)], [model, model]);
+    assertThrows(() => model.train(), TypeError, "Cannot train");
   });
 });

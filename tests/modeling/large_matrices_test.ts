@@ -26,8 +26,8 @@ async function logitsOf(
   return await output.logits!.data() as Float32Array;
 }
 
-describe("large matrices of bf16", { timeout: 120_000 }, () => {
-  it("give a row the same bits alone, padded and packed, with any threads", () =>
+describe("large matrices", { timeout: 120_000 }, () => {
+  it("of bfloat16 give a row the same bits alone, padded and packed, with any threads", () =>
     withFolder(async (parent) => {
       const folder = await randomModel("9b-thin", never, parent);
       using wide = await AutoModelForCausalLM.from_pretrained(folder, { dtype: "float32" });
@@ -62,10 +62,12 @@ describe("large matrices of bf16", { timeout: 120_000 }, () => {
   for (
     const [kept, quantization_config] of [
       ["bfloat16", undefined],
+      ["bfloat16", { type: "f8_e4m3" }],
       ["q8_0", { type: "q8_0" }],
     ] as const
   ) {
-    it(`keep keys and values in ${kept}, with the same bits in any cut of a prompt`, () =>
+    const stored = quantization_config?.type ?? "bfloat16";
+    it(`of ${stored} keep keys and values in ${kept}, the same bits in any cut of a prompt`, () =>
       withFolder(async (parent) => {
         const folder = await randomModel("9b-thin", never, parent);
         const ids = Array.from({ length: 257 }, (_, i) => 3 + (i * 7919) % 1000);

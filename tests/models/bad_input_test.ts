@@ -160,6 +160,7 @@ describe("from_pretrained", () => {
         [{ dtype: "int3" }, "int3"],
         [{ device: "tpu" }, "tpu"],
         [{ threads: -1 }, "-1"],
+        [{ batch_invariant: "no" }, "batch_invariant to be true or false but found"],
         [{ thread: 1 }, 'did you mean "threads"'],
         [{ device: "cuda:99" }, "cuda"],
       ];

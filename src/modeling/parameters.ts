@@ -1,0 +1,54 @@
+/** Between a model's parameters and the weights that are loaded for them. */
+
+import { type LayoutName, Tensor } from "../graph/tensor.ts";
+import type { DeviceKindName } from "../native/native.ts";
+import type { Module } from "../nn/module.ts";
+import { isBlocks } from "../weights/layout.ts";
+import type { LoadedWeight, WeightSet, WeightSpec } from "../weights/load.ts";
+
+/** Of all matrices: whether they are bf16, in blocks or 8-bit floats; of the layers': blocks. */
+export function kindsOf(
+  specs: ReadonlyMap<string, WeightSpec>,
+  { weights }: WeightSet,
+): { half: boolean; blocks: boolean } {
+  // Those that are f32 whatever is stored say nothing of the others.
+  const matrices = [...specs]
+    .filter(([, { shape, dtype }]) => shape.length === 2 && dtype !== "float32")
+    .map(([path, { name }]) => ({ path, dtype: weights.get(name)!.dtype }));
+  const half = matrices.every(({ dtype }) =>
+    dtype === "bfloat16" || dtype === "float8_e4m3fn" || isBlocks(dtype)
+  );
+  const inside = matrices.filter(({ path }) => path.includes("layers."));
+  return { half, blocks: inside.every(({ dtype }) => isBlocks(dtype)) };
+}
+
+/** What to load for each parameter path. A tied table is loaded once, as the head's panels. */
+export function weightSpecs(
+  model: Module,
+  tied: Readonly<Record<string, string>>,
+  prefix: string,
+  device: DeviceKindName,
+): Map<string, WeightSpec> {
+  const sources = new Set(Object.values(tied));
+  const specs = new Map<string, WeightSpec>();
+  for (const [path, tensor] of model.namedParameters()) {
+    if (path in tied) continue;
+    if (tensor.storage.space !== "parameter") continue;
+    const on_cpu = device === "cpu";
+    const layout: LayoutName = sources.has(path) ? "panel" : tensor.storage.layout;
+    specs.set(path, {
+      name: prefix + path,
+      shape: [...tensor.shape],
+      layout,
+      keepMapped: on_cpu && layout === "row_major" && !tensor.storage.keep_f32,
+      dtype: tensor.storage.keep_f32 ? "float32" : undefined,
+    });
+  }
+  return specs;
+}
+
+/** A weight in native memory as a graph knows it. */
+export function weightTensor(weight: LoadedWeight): Tensor {
+  const { shape, dtype, layout, buffer, offset } = weight;
+  return new Tensor(shape, dtype, { space: "weight", layout, buffer, offset });
+}

@@ -178,8 +178,9 @@ fn cudaImages(b: *Build, nvcc: ?[]const u8) *Build.Module {
         run.addFileArg(b.path(b.fmt("../kernels/{s}.cu", .{stem})));
         for (cuda_headers) |header|
             run.addFileInput(b.path(b.fmt("../kernels/{s}", .{header})));
-        run.addArg("-o");
-        _ = files.addCopyFile(run.addOutputFileArg(image), image);
+        // nvcc hands paths to a shell, whose signs an absolute one may hold: "$" above all.
+        run.addArgs(&.{ "-o", "/dev/stdout" });
+        _ = files.addCopyFile(run.captureStdOut(.{ .basename = image }), image);
         const line = "const {s} align(64) = @embedFile(\"{s}\").*;\n";
         data = b.fmt("{s}" ++ line, .{ data, stem, image });
         table = b.fmt("{s}    .{{ .stem = \"{s}\", .data = &{s} }},\n", .{ table, stem, stem });

@@ -21,7 +21,7 @@ fn kept(t: *const Task, i: usize) [2]command.DType {
 }
 
 const fast_head_dim = 128;
-const prefill_shared_bytes = 197888;
+const prefill_shared_bytes = 230912;
 /// Queries of one head that make a tile of the kernel for prompts.
 const tile_queries = 128;
 const decode_shared_bytes = 49152;
@@ -183,10 +183,8 @@ fn prefill(t: *const Task, s: *Stream) void {
         s.map(k.at(t, 2), rows, fast_head_dim, fast_head_dim, .{ 64, 64 }),
         a,
     };
-    // Tiles of one sequence are dealt out beforehand; those of several the GPU hands to whatever
-    // multiprocessor is free.
     const all = heads * tiles * t.step.n_seqs;
-    const grid = [3]u32{ if (t.step.n_seqs == 1) @min(s.gpu.multiprocessors, all) else all, 1, 1 };
+    const grid = [3]u32{ @min(s.gpu.multiprocessors, all), 1, 1 };
     const extra: Extra = .{ .shared_bytes = prefill_shared_bytes };
     s.launch("attention_sm90", "attention_sm90_bf16", grid, 384, args, extra);
 }

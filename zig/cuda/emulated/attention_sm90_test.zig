@@ -14,7 +14,8 @@ const page_stride = support.page_stride;
 const scale = support.scale;
 const width = support.width;
 
-const Attention = extern struct {
+/// Arguments of the kernel, behind its tensor maps.
+pub const Attention = extern struct {
     q: Map,
     k: Map,
     v: Map,

@@ -286,6 +286,14 @@ DEVICE bool __any_sync(uint32_t, bool v) {
     __syncwarp();
     return any;
 }
+DEVICE uint32_t __ballot_sync(uint32_t, bool v) {
+    thread().words[0] = v;
+    __syncwarp();
+    uint32_t set = 0;
+    for (int i = 0; i < 32; i++) set |= warp()[i].words[0] << i;
+    __syncwarp();
+    return set;
+}
 // Row `row` of matrix m, as the lane that gave its address has it.
 DEVICE uint8_t* matrix_row(int m, int row) { return shared_at(warp()[8 * m + row].words[0]); }
 DEVICE void ldmatrix4(uint32_t* r, uint32_t address) {

@@ -74,6 +74,19 @@ DEVICE void tma_load(uint32_t dst, const CUtensorMap* map, int x, int y, uint32_
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(dst), "l"(map), "r"(x), "r"(y), "r"(bar)
                  : "memory");
 }
+// A tile that nobody reads again soon: L2 gives its place to others first.
+constexpr uint64_t EVICT_FIRST = 0x12F0000000000000;
+DEVICE void tma_load_once(uint32_t dst, const CUtensorMap* map, int x, int y, uint32_t bar) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst), "l"(map), "r"(x), "r"(y), "r"(bar), "l"(EVICT_FIRST)
+                 : "memory");
+}
+// Of two matrices, eight rows of each in turns: `eights` counts those.
+DEVICE void tma_load_pairs(uint32_t dst, const CUtensorMap* map, int x, int eights, uint32_t bar) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3, %3, %4}], [%5], %6;" ::"r"(dst), "l"(map), "r"(x), "r"(0), "r"(eights), "r"(bar),
+                 "l"(EVICT_FIRST) : "memory");
+}
 // The same tile to the same address of every block in `mask`; each block's own barrier counts the bytes.
 DEVICE void tma_load_multi(uint32_t dst, const CUtensorMap* map, int x, int y, uint32_t bar, uint16_t mask) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -105,5 +118,11 @@ template <int N> DEVICE void regs_shrink() { asm volatile("setmaxnreg.dec.sync.a
 DEVICE void stmatrix4(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(addr), "r"(a),
                  "r"(b), "r"(c), "r"(d) : "memory");
+}
+// Of an 8 x 8 matrix of 16-bit numbers, two neighbours a lane, row by row: the same of its transpose.
+DEVICE uint32_t transpose8(uint32_t two) {
+    uint32_t r;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(two));
+    return r;
 }
 #endif  // HOPPER

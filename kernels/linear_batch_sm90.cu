@@ -1,35 +1,41 @@
 // linear on Hopper for some rows (decoding a batch): out(m,n) = sum_k x(m,k) * W(n,k), memory-bound.
 //
 // Contract: as linear_gemm_sm90.cu: x (M,K), W (N,K), W2 for SwiGLU, bf16; bias f32, residual bf16 (may be
-//   `out`); out bf16 or f32. N a multiple of 8. M beyond the name's number runs in further tiles of the grid. A row's bits do not depend on M, nor on which name's kernel took it.
+//   `out`); out bf16 or f32. N a multiple of 8. M beyond the name's number runs in further tiles. A row's bits do not
+//   depend on M, nor on which name's kernel took it: k is summed in four parts, which are added in order.
 //
 // Bytes: N*K*2, the weights once, x from L2. Floor: that over the read bandwidth.
-// Ideas: - the weights are operand A (128 rows a block, wgmma m64nTk16), the tokens operand B: no row of the
+// Ideas: - the weights are operand A (128 rows a tile, wgmma m64nTk16), the tokens operand B: no row of the
 //          tensor cores' tile is wasted on absent tokens beyond the next 8, 16, 32, 64 or 128;
-//        - a cluster of four blocks splits k and adds its parts through each other's shared memory, in rank
-//          order: enough blocks for every multiprocessor without a second kernel or atomics;
-//        - about 96 KB of stages a block, two blocks a multiprocessor: one streams while the other ends;
+//        - a block has a multiprocessor and a share of all parts of all tiles, one behind the other, so that its ring of
+//          stages, all of shared memory, never runs dry between tiles. What a block has of a tile that others have a
+//          share of goes to memory; whoever brings the last part adds them up. Nobody waits for another block;
+//        - whole tiles leave nothing in memory but results: every write costs the stream of weights several times its
+//          bytes (a tile's four parts in blocks of a cluster, or all of them through L2, take 15 to 20 % more);
+//        - with SwiGLU eight rows of W and eight of W2 lie in turns, so that one thread has both of a result;
 //        - a warp copies weights and waits for nobody, another copies tokens behind the kernel in front;
 //        - what follows may start at once (norm.cu does so, too): its blocks take places that are free, with their
 //          first weights under way while this kernel and a norm between still run; see `pdl_launch`.
-// Reached on an H200, a step of Bamba-9B's 16 / 32 / 64 / 128 sequences 6.49 / 7.75 / 10.38 / 16.2 ms
-//   (before: 6.54 / 7.93 / 10.47 / 16.3). Products one after another, in_proj / out_proj / gate_up / down: 16 rows
-//   76 / 71 / 83 / 76 % of what reading gives, 64 rows 66 / 61 / 72 / 71 %. Tried, see bench/results/README.md: the
-//   norm inside (6.6 -> 7.9 ms); one block a multiprocessor that goes on from tile to tile; tokens copied to two blocks at once; other depths.
-// Launch: 320 threads, cluster 4, grid (4 * tiles, ceil(M / T)), tiles = ceil(N / 128), swiglu ceil(N / 64);
-//   dynamic smem 1280 + the ring: stages of 16384 + 128 T bytes, 5 for T = 32, else as many as 98304 hold.
-//   Tensor maps bf16, 128-byte swizzle: W and W2 box 64 x 128 rows (swiglu 64 x 64), x box 64 x T rows.
+// Reached on an H200, a layer's four products of Bamba-9B in a row: 136 us with 16 rows, 156 with 64 (their bytes 122.6,
+//   reading alone 127, with x and matrix steps 131 and 133); a step of 16 / 32 / 64 / 128 sequences 6.32 / 7.57 / 10.1 /
+//   15.4 ms. Clusters of four, a quarter of k each: 160 and 181 us, 6.47 / 7.72 / 10.4 / 16.1 ms. Tried, see
+//   bench/results/README.md: the norm inside; asking L2 for what lies behind the ring; other depths.
+// Launch: 320 threads (T = 128: 384), a block a multiprocessor (256 at most); dynamic smem BATCH_BESIDE + stages * (16384 +
+//   128 T), as many as 219 KB hold: the rest is for kernels with little. Tensor maps bf16, 128-byte swizzle: x box 64 x T
+//   rows, W box 64 x 128 rows, with SwiGLU the pairs of W and W2 (`mapPairs` in stream.zig) in boxes of 64 rows each.
 #include "wgmma.cuh"
 
 struct BatchArgs {
-    const float* bias;         // (N) or null
-    const bf16* residual;      // (M,N) or null
-    void* out;                 // (M,N)
+    const float* bias;     // (N) or null
+    const bf16* residual;  // (M,N) or null
+    void* out;             // (M,N)
+    float* sums;           // (blocks, 4, 128, T): what tiles of several blocks are added up from
     int m, n, k, residual_stride, out_stride;
+    int up_first;          // W2 is the first of each pair of rows
 };
 
 #if HOPPER
-constexpr int RANKS = 4, BK = 64, A_BYTES = 128 * BK * 2, PITCH = 132;
+constexpr int PARTS = 4, BK = 64, A_BYTES = 128 * BK * 2, BATCH_BESIDE = 1536, MOST_SHARED = 224256;
 
 template <int T> DEVICE void step(float* acc, uint64_t a, uint64_t b) {
     if (T == 8) wgmma_n8_ss<0>(acc, a, b, 1);
@@ -38,65 +44,138 @@ template <int T> DEVICE void step(float* acc, uint64_t a, uint64_t b) {
     else if (T == 64) wgmma_n64_ss<0>(acc, a, b, 1);
     else wgmma_n128_ss<0>(acc, a, b, 1);
 }
-DEVICE float4 gather(uint32_t addr) {
-    float4 s = cluster_load4(addr, 0);
-#pragma unroll
-    for (int r = 1; r < RANKS; r++) {
-        const float4 v = cluster_load4(addr, r);
-        s.x += v.x, s.y += v.y, s.z += v.z, s.w += v.w;
-    }
-    return s;
-}
-DEVICE void store4(bf16* p, const float* v) { *(uint2*)p = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])); }
-DEVICE void store4(float* p, const float* v) { *(float4*)p = make_float4(v[0], v[1], v[2], v[3]); }
 
-// Adds up the sums of the cluster's blocks, each its share of the tokens, by the eight warps that have waited for
-// the kernel in front.
-template <int T, bool SWIGLU, typename OUT>
-DEVICE void finish(const BatchArgs& a, uint32_t smem, int rank, int tile, int token0) {
-    constexpr int ROWS = SWIGLU ? 64 : 128, UNITS = (T / RANKS) * (ROWS / 4), TURNS = (UNITS + 255) / 256;
-    const bool mine = threadIdx.x < 256;
-    uint2 onto[TURNS];  // asked for before the others' sums are there
-#pragma unroll
-    for (int u = 0; u < TURNS; u++) {
-        const int i = threadIdx.x + u * 256;
-        const int token = token0 + rank * (T / RANKS) + i / (ROWS / 4), n = tile * ROWS + i % (ROWS / 4) * 4;
-        if (a.residual && mine && i < UNITS && token < a.m && n < a.n)
-            onto[u] = __ldcg((const uint2*)(a.residual + (size_t)token * a.residual_stride + n));
+// Units are parts of tiles, in order; a block has those from `first` to `end`.
+struct Share {
+    int units, tiles, blocks_k, per;  // stages of k in all and in a part
+    int first, end;
+    DEVICE_MEMBER Share(const BatchArgs& a, int tile_rows, int tokens) {
+        tiles = (a.n + tile_rows - 1) / tile_rows;
+        units = PARTS * tiles * ((a.m + tokens - 1) / tokens);
+        blocks_k = (a.k + BK - 1) / BK, per = (blocks_k + PARTS - 1) / PARTS;
+        first = start(blockIdx.x), end = start(blockIdx.x + 1);
     }
-    cluster_sync();
-#pragma unroll
-    for (int u = 0; u < TURNS; u++) {
-        const int i = threadIdx.x + u * 256;
-        const int local = rank * (T / RANKS) + i / (ROWS / 4), r = i % (ROWS / 4) * 4;
-        const int token = token0 + local, n = tile * ROWS + r;
-        if (!mine || i >= UNITS || token >= a.m || n >= a.n) continue;
-        const float4 s = gather(smem + (local * PITCH + r) * 4);
-        float v[4] = {s.x, s.y, s.z, s.w};
-        if (SWIGLU) {
-            const float4 g = gather(smem + (local * PITCH + r + 64) * 4);
-            v[0] = silu(v[0]) * g.x, v[1] = silu(v[1]) * g.y, v[2] = silu(v[2]) * g.z, v[3] = silu(v[3]) * g.w;
+    DEVICE_MEMBER int start(int block) const { return (int)((int64_t)units * block / gridDim.x); }
+    // The block that has a tile's first part.
+    DEVICE_MEMBER int owner(int tile) const { return (int)(((int64_t)(PARTS * tile + 1) * gridDim.x - 1) / units); }
+    // `f(tile of weights, tile of tokens, k)` for each stage, in order.
+    template <typename F> DEVICE_MEMBER void each(F f) const {
+        for (int unit = first; unit < end; unit++) {
+            const int tile = unit / PARTS % tiles, turn = unit / PARTS / tiles, from = unit % PARTS * per;
+            for (int k = from; k < min(blocks_k, from + per); k++) f(tile, turn, k);
         }
-        if (a.bias) v[0] += a.bias[n], v[1] += a.bias[n + 1], v[2] += a.bias[n + 2], v[3] += a.bias[n + 3];
-        if (a.residual)
-            v[0] += bf_lo(onto[u].x), v[1] += bf_hi(onto[u].x), v[2] += bf_lo(onto[u].y), v[3] += bf_hi(onto[u].y);
-        store4((OUT*)a.out + (size_t)token * a.out_stride + n, v);
+    }
+};
+// Stages go round; a barrier's phase turns with each round.
+template <int STAGES> struct Place {
+    int at = 0, phase = 0;
+    DEVICE_MEMBER void next() {
+        if (++at == STAGES) at = 0, phase ^= 1;
+    }
+};
+
+// A warpgroup's results of a tile: thread g * 4 + t of warp w has the sums of rows 16 w + g and 8 behind it (with SwiGLU
+// of row 8 w + g of both matrices), tokens 8 i + 2 t and the next.
+template <int T, bool SWIGLU, typename OUT> struct Results {
+    static constexpr int ROWS = SWIGLU ? 64 : 128, HALVES = SWIGLU ? 1 : 2;
+    int token0, row0;
+    uint32_t onto[HALVES][T / 8];  // of the residual, two rows of token 8 i + g
+
+    DEVICE_MEMBER Results(const Share& share, int tile)
+        : token0(tile / share.tiles * T), row0(tile % share.tiles * ROWS + (threadIdx.x >> 5) * (ROWS / 8)) {}
+    // Asks for what the sums are added to.
+    DEVICE_MEMBER void ask(const BatchArgs& a) {
+        const int lane = threadIdx.x & 31;
+#pragma unroll
+        for (int h = 0; h < HALVES; h++)
+#pragma unroll
+            for (int i = 0; i < T / 8; i++) {
+                const int token = token0 + 8 * i + (lane >> 2), row = row0 + 8 * h + 2 * (lane & 3);
+                onto[h][i] = 0;
+                if (a.residual && token < a.m && row < a.n)
+                    onto[h][i] = __ldcg((const uint32_t*)(a.residual + (size_t)token * a.residual_stride + row));
+            }
+    }
+    DEVICE_MEMBER void store(const BatchArgs& a, const float* sums) const;
+};
+template <int T, bool SWIGLU, typename OUT>
+DEVICE_MEMBER void Results<T, SWIGLU, OUT>::store(const BatchArgs& a, const float* sums) const {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) {
+        const float bias = a.bias && row0 + 8 * h + g < a.n ? a.bias[row0 + 8 * h + g] : 0;
+#pragma unroll
+        for (int i = 0; i < T / 8; i++) {
+            float v[2];
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const float s = sums[4 * i + 2 * h + e], other = sums[4 * i + 2 + e];
+                if (SWIGLU) v[e] = a.up_first ? silu(other) * s : silu(s) * other;
+                else v[e] = s + bias;
+            }
+            if (a.residual) {
+                const uint32_t r = transpose8(onto[h][i]);
+                v[0] += bf_lo(r), v[1] += bf_hi(r);
+            }
+            if (sizeof(OUT) == 4) {
+                const int token = token0 + 8 * i + 2 * t, row = row0 + 8 * h + g;
+                float* const out = (float*)a.out + (size_t)token * a.out_stride + row;
+                if (token < a.m && row < a.n) out[0] = v[0];
+                if (token + 1 < a.m && row < a.n) out[a.out_stride] = v[1];
+            } else {
+                const int token = token0 + 8 * i + g, row = row0 + 8 * h + 2 * t;
+                const uint32_t words = transpose8(pack_bf16(v[0], v[1]));
+                if (token < a.m && row < a.n) *(uint32_t*)((bf16*)a.out + (size_t)token * a.out_stride + row) = words;
+            }
+        }
+    }
+}
+
+// Each warpgroup's tiles that several blocks share count the parts that have come: by 4 each time, for ever.
+__device__ uint32_t batch_met[512];
+// Whether this warpgroup has brought a tile's last part.
+DEVICE bool brought_last(int place, int parts, uint32_t* said) {
+    const int group = threadIdx.x >> 7;
+    group == 0 ? named_sync(1, 128) : named_sync(2, 128);
+    if ((threadIdx.x & 127) == 0) said[group] = count_up(batch_met + place, parts) + parts;
+    group == 0 ? named_sync(1, 128) : named_sync(2, 128);
+    return said[group] % PARTS == 0;
+}
+
+// A tile's parts, of which the first `run` lie added up in front.
+template <int T> DEVICE void add_parts(const float4* parts, int run, float* total) {
+    constexpr int FOURS = T / 8, AT_ONCE = T == 8 ? 1 : 2;
+#pragma unroll
+    for (int i = 0; i < FOURS; i += AT_ONCE) {
+        float4 v[AT_ONCE][PARTS];  // all asked for before the first is added
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++)
+#pragma unroll
+            for (int p = 0; p < PARTS; p++)
+                if (p == 0 || p >= run) v[j][p] = __ldcg(parts + (p * FOURS + i + j) * 128);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            float4 s = v[j][0];
+#pragma unroll
+            for (int p = 1; p < PARTS; p++)
+                if (p >= run) s.x += v[j][p].x, s.y += v[j][p].y, s.z += v[j][p].z, s.w += v[j][p].w;
+            float* const to = total + 4 * (i + j);
+            to[0] = s.x, to[1] = s.y, to[2] = s.z, to[3] = s.w;
+        }
     }
 }
 
 template <int T, bool SWIGLU, typename OUT>
-DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const BatchArgs& a) {
-    constexpr int X_BYTES = T * BK * 2, STAGE_BYTES = A_BYTES + X_BYTES, STAGES = T == 32 ? 5 : 98304 / STAGE_BYTES;
-    constexpr int RING = STAGES * STAGE_BYTES, ROWS = SWIGLU ? 64 : 128;
-    static_assert(T * PITCH * 4 <= RING && STAGES * 24 <= 256, "shared memory");
+DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const BatchArgs& a) {
+    constexpr int X_BYTES = T * BK * 2, STAGE_BYTES = A_BYTES + X_BYTES;
+    constexpr int STAGES = (MOST_SHARED - BATCH_BESIDE) / STAGE_BYTES, RING = STAGES * STAGE_BYTES;
+    static_assert(STAGES * 24 + 8 <= 512, "shared memory");
     DYNAMIC_SHARED(raw);
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u;
     const uint32_t full_w = smem + RING, full_x = full_w + 8 * STAGES, empty = full_x + 8 * STAGES;
-    float* sums = (float*)(raw + (smem - smem_addr(raw)));
-    const uint32_t rank = cluster_rank();
-    const int tile = blockIdx.x / RANKS, token0 = blockIdx.y * T, warp = threadIdx.x >> 5;
-    const int blocks = (a.k + BK - 1) / BK, per = (blocks + RANKS - 1) / RANKS;
-    const int first = min(blocks, (int)rank * per), count = min(blocks, first + per) - first;
+    uint32_t* const said = (uint32_t*)(raw + (empty + 8 * STAGES - smem_addr(raw)));
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const Share share(a, SWIGLU ? 64 : 128, T);
     pdl_launch();  // early: see above
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++)
@@ -104,70 +183,93 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const CUt
         mbar_init_fence();
     }
     __syncthreads();
-    const int group = warp >> 2, tid = threadIdx.x & 127, lane = threadIdx.x & 31;
-    if (warp == 8) {
-        if (lane == 0) {
-            for (int j = 0; j < count; j++) {
-                const int st = j % STAGES;
-                if (j >= STAGES) mbar_wait(empty + 8 * st, ((j / STAGES) & 1) ^ 1);
-                const uint32_t dst = smem + st * STAGE_BYTES, bar = full_w + 8 * st;
+    if (warp >= 8) {
+        if (T == 128) regs_shrink<40>();
+        Place<STAGES> to;
+        if (warp == 8 && lane == 0)
+            share.each([&](int tile, int, int k) {
+                const uint32_t dst = smem + to.at * STAGE_BYTES, bar = full_w + 8 * to.at;
+                mbar_wait(empty + 8 * to.at, to.phase ^ 1);
                 mbar_expect(bar, A_BYTES);
-                tma_load(dst, mw, (first + j) * BK, tile * ROWS, bar);
-                if (SWIGLU) tma_load(dst + A_BYTES / 2, mw2, (first + j) * BK, tile * ROWS, bar);
-            }
-        }
-        __syncwarp();
-    } else if (warp == 9) {
-        if (lane == 0) {
+                if (SWIGLU) tma_load_pairs(dst, mw, k * BK, tile * 8, bar);
+                else tma_load_once(dst, mw, k * BK, tile * 128, bar);
+                to.next();
+            });
+        if (warp == 9 && lane == 0) {
             pdl_wait();
-            for (int j = 0; j < count; j++) {
-                const int st = j % STAGES;
-                if (j >= STAGES) mbar_wait(empty + 8 * st, ((j / STAGES) & 1) ^ 1);
-                const uint32_t dst = smem + st * STAGE_BYTES + A_BYTES, bar = full_x + 8 * st;
+            share.each([&](int, int turn, int k) {
+                const uint32_t dst = smem + to.at * STAGE_BYTES + A_BYTES, bar = full_x + 8 * to.at;
+                mbar_wait(empty + 8 * to.at, to.phase ^ 1);
                 mbar_expect(bar, X_BYTES);
-                tma_load(dst, mx, (first + j) * BK, token0, bar);
-            }
+                tma_load(dst, mx, k * BK, turn * T, bar);
+                to.next();
+            });
         }
-        __syncwarp();
-    } else {
-        float acc[T / 2];
+        return;
+    }
+    if (T == 128) regs_grow<232>();
+    pdl_wait();
+    const int group = threadIdx.x >> 7, tid = threadIdx.x & 127;
+    const uint64_t desc_a = wgmma_desc(smem + group * (A_BYTES / 2), 0), desc_b = wgmma_desc(smem + A_BYTES, 0);
+    Place<STAGES> from;
+    float acc[T / 2], total[T / 2];
+    for (int unit = share.first; unit < share.end; unit++) {
+        const int part = unit % PARTS, tile = unit / PARTS, begin = part * share.per;
+        const int count = min(share.blocks_k, begin + share.per) - begin;
 #pragma unroll
         for (int i = 0; i < T / 2; i++) acc[i] = 0;
-        pdl_wait();
-        const uint64_t desc_a = wgmma_desc(smem + group * (A_BYTES / 2), 0), desc_b = wgmma_desc(smem + A_BYTES, 0);
+        int before = -1;
         for (int j = 0; j < count; j++) {
-            const int st = j % STAGES;
-            mbar_wait(full_x + 8 * st, (j / STAGES) & 1);
-            mbar_wait(full_w + 8 * st, (j / STAGES) & 1);
+            mbar_wait(full_x + 8 * from.at, from.phase);
+            mbar_wait(full_w + 8 * from.at, from.phase);
+            const uint32_t stage = (from.at * STAGE_BYTES) >> 4;
             wgmma_touch<T / 2>(acc);
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                step<T>(acc, desc_a + ((st * STAGE_BYTES) >> 4) + 2 * i, desc_b + ((st * STAGE_BYTES) >> 4) + 2 * i);
+            for (int i = 0; i < 4; i++) step<T>(acc, desc_a + stage + 2 * i, desc_b + stage + 2 * i);
             wgmma_commit();
             wgmma_wait<1>();
-            if (j > 0 && tid == 0) mbar_arrive(empty + 8 * ((j - 1) % STAGES));
+            if (before >= 0 && tid == 0) mbar_arrive(empty + 8 * before);
+            before = from.at;
+            from.next();
         }
         wgmma_wait<0>();
         wgmma_touch<T / 2>(acc);
-        named_sync(1, 256);  // both groups are done with the ring: it becomes the table of sums
-        const int row = group * 64 + 16 * (warp & 3) + (lane >> 2), t = lane & 3;
+        if (before >= 0 && tid == 0) mbar_arrive(empty + 8 * before);
+        // A tile's parts are added in order: here, if its first is here, else once all have come.
+        const bool begun = share.first <= tile * PARTS;
 #pragma unroll
-        for (int i = 0; i < T / 2; i++)
-            sums[(8 * (i >> 2) + 2 * t + (i & 1)) * PITCH + row + 8 * ((i >> 1) & 1)] = acc[i];
+        for (int i = 0; i < T / 2; i++) total[i] = begun && part > 0 ? total[i] + acc[i] : acc[i];
+        const bool last = part == PARTS - 1 || unit + 1 == share.end;
+        if (begun && !last) continue;
+        Results<T, SWIGLU, OUT> results(share, tile);
+        if (!begun || part < PARTS - 1) {
+            const int owner = share.owner(tile), place = owner * 2 + group, run = share.start(owner + 1) - tile * PARTS;
+            float4* const sums = (float4*)a.sums + ((size_t)place * PARTS) * (T / 8) * 128 + tid;
+#pragma unroll
+            for (int i = 0; i < T / 8; i++)
+                __stcg(sums + ((begun ? 0 : part) * (T / 8) + i) * 128,
+                       make_float4(total[4 * i], total[4 * i + 1], total[4 * i + 2], total[4 * i + 3]));
+            if (!last) continue;
+            if (T < 128) results.ask(a);
+            if (!brought_last(place, unit + 1 - max(share.first, tile * PARTS), said)) continue;
+            add_parts<T>(sums, run, total);
+            if (T == 128) results.ask(a);  // registers are few
+        } else {
+            results.ask(a);
+        }
+        results.store(a, total);
     }
-    finish<T, SWIGLU, OUT>(a, smem, rank, tile, token0);
-    cluster_sync();  // nobody leaves while a neighbour may still read here
 }
-#define BATCH_BODY(T, SWIGLU, OUT) linear_batch<T, SWIGLU, OUT>(&mx, &mw, &mw2, a)
+#define BATCH_BODY(T, SWIGLU, OUT) linear_batch<T, SWIGLU, OUT>(&mx, &mw, a)
 #else
 #define BATCH_BODY(T, SWIGLU, OUT) asm volatile("trap;")
 #endif
 
 #define BATCH(NAME, T, SWIGLU, OUT)                                                                         \
-    extern "C" __global__ void __launch_bounds__(320, 2)                                                    \
+    extern "C" __global__ void __launch_bounds__(T == 128 ? 384 : 320, 1)                            \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
-             const __grid_constant__ CUtensorMap mw2, const __grid_constant__ BatchArgs a) {                \
+             const __grid_constant__ BatchArgs a) {                                                         \
         BATCH_BODY(T, SWIGLU, OUT);                                                                         \
     }
 #define BATCH_T(T)                                                                                          \

@@ -88,17 +88,31 @@ def ptr(t):
     return t.data_ptr() if t is not None else None
 
 
-def tensor_map(t, rows, cols, box_cols, box_rows, stride=None, swizzle=3, item=2):
-    """A map of a matrix of bf16 (or bytes) with `rows` x `cols` whose rows lie `stride` elements apart."""
+def tensor_map(t, rows, cols, box_cols, box_rows, stride=None, swizzle=3, item=2, once=False):
+    """A map of a matrix of bf16 (or bytes) with `rows` x `cols` whose rows lie `stride` elements apart. `once`: as
+    read once, so that L2 asks for no more than what is missing."""
+    stride = (stride or t.stride(0)) * item
+    return encode(t, t.data_ptr(), (cols, rows), (stride,), (box_cols, box_rows), swizzle, item, 0 if once else 3)
+
+
+def pairs_map(one, other):
+    """Of two matrices alike, eight rows of each in turns, those first that lie first in memory; boxes of 64 x 64 each."""
+    rows, cols = one.shape
+    first, last = sorted((one.data_ptr(), other.data_ptr()))
+    strides = (cols * 2, last - first, cols * 16)
+    return encode((one, other), first, (cols, 8, 2, rows // 8), strides, (64, 8, 2, 8), 3, 2, 0)
+
+
+def encode(keep, at, sizes, strides, box, swizzle, item, promotion):
     raw = (C.c_uint8 * 256)()
     base = C.addressof(raw)
     aligned = (base + 63) & ~63
     m = (C.c_uint8 * 128).from_buffer(raw, aligned - base)
-    m.keep = (raw, t)
+    m.keep = (raw, keep)
+    n = len(sizes)
     ok(cuda.cuTensorMapEncodeTiled(
-        m, 9 if item == 2 else 0, 2, C.c_void_p(t.data_ptr()), (C.c_uint64 * 2)(cols, rows),
-        (C.c_uint64 * 1)((stride or t.stride(0)) * item), (C.c_uint32 * 2)(box_cols, box_rows),
-        (C.c_uint32 * 2)(1, 1), 0, swizzle, 3, 0), "tensor map")
+        m, 9 if item == 2 else 0, n, C.c_void_p(at), (C.c_uint64 * n)(*sizes), (C.c_uint64 * (n - 1))(*strides),
+        (C.c_uint32 * n)(*box), (C.c_uint32 * n)(*[1] * n), 0, swizzle, promotion, 0), "tensor map")
     return m
 
 

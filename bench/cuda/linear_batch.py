@@ -7,23 +7,25 @@ import driver as d
 M = d.Module("linear_batch_sm90")
 
 
+SUMS = torch.empty(d.SMS * 4 * 128 * 128, device="cuda")
+
+
 class Args(C.Structure):
-    _fields_ = [(n, C.c_void_p) for n in ("bias", "residual", "out")] + \
-               [(n, C.c_int) for n in ("m", "n", "k", "residual_stride", "out_stride")]
+    _fields_ = [(n, C.c_void_p) for n in ("bias", "residual", "out", "sums")] + \
+               [(n, C.c_int) for n in ("m", "n", "k", "residual_stride", "out_stride", "up_first")]
 
 
 def prepare(x, w, out, w2=None, bias=None, residual=None, tokens=None):
     m, k, n = x.shape[0], x.shape[1], w.shape[0]
     tokens = tokens or next((t for t in (8, 16, 32, 64) if t >= m), 128)
-    rows, stage = 64 if w2 is not None else 128, 16384 + tokens * 128
-    maps = [d.tensor_map(x, m, k, 64, tokens), d.tensor_map(w, n, k, 64, rows),
-            d.tensor_map(w2 if w2 is not None else w, n, k, 64, rows)]
-    a = Args(d.ptr(bias), d.ptr(residual), d.ptr(out), m, n, k,
-             residual.stride(0) if residual is not None else 0, out.stride(0))
+    stage = 16384 + tokens * 128
+    maps = [d.tensor_map(x, m, k, 64, tokens),
+            d.tensor_map(w, n, k, 64, 128, once=True) if w2 is None else d.pairs_map(w, w2)]
+    a = Args(d.ptr(bias), d.ptr(residual), d.ptr(out), d.ptr(SUMS), m, n, k, residual.stride(0) if residual is not None else 0,
+             out.stride(0), int(w2 is not None and w2.data_ptr() < w.data_ptr()))
     name = f"linear_batch_{'swiglu_' if w2 is not None else ''}{tokens}_{'f32' if out.dtype == torch.float32 else 'bf16'}"
-    grid = (4 * ((n + rows - 1) // rows), (m + tokens - 1) // tokens)
-    smem = 1280 + stage * (5 if tokens == 32 else 98304 // stage)
-    return lambda: M.launch(name, grid, 320, maps + [a], smem, cluster=4)
+    smem = 1536 + (224256 - 1536) // stage * stage
+    return lambda: M.launch(name, (d.SMS,), 384 if tokens == 128 else 320, maps + [a], smem)
 
 
 def rnd(*shape, scale=1.0):

@@ -20,17 +20,24 @@ const BatchArgs = extern struct {
     bias: ?[*]u8,
     residual: ?[*]u8,
     out: ?[*]u8,
+    /// Where tiles that several blocks have parts of are added up.
+    sums: ?[*]u8,
     m: i32,
     n: i32,
     k: i32,
     residual_stride: i32,
     out_stride: i32,
+    /// The up projection is the first of each pair of rows.
+    up_first: i32,
 };
-/// Beside a ring: what aligns it, and barriers.
-const batch_beside_bytes = 1280;
-fn ringBytes(tokens: u32) u32 {
+/// Of blocks, each with a multiprocessor of the largest card there is.
+const batch_blocks_max = 132;
+/// Four parts of a tile of 128 outputs, for each token.
+const batch_sums_bytes = batch_blocks_max * 4 * 128 * @sizeOf(f32);
+fn batchSharedBytes(tokens: u32) u32 {
+    const beside = 1536; // what aligns the ring, and barriers
     const stage = 128 * 128 + tokens * 128;
-    return stage * if (tokens == 32) 5 else 98304 / stage;
+    return beside + (224256 - beside) / stage * stage;
 }
 
 /// What the kernels need to know of one product.
@@ -52,8 +59,9 @@ pub fn launch(p: Product, s: *Stream) void {
     gemm(p, s);
 }
 
+const batch_tokens = [_]u32{ 8, 16, 32, 64, batch_rows_max };
 /// Rows beyond the widest kernel's run in further tiles.
-fn fits(rows: u32, tokens: u32) bool {
+fn fits(rows: usize, tokens: u32) bool {
     return rows <= tokens or tokens == batch_rows_max;
 }
 
@@ -61,36 +69,41 @@ fn batch(p: Product, s: *Stream) void {
     const t = p.of;
     const rows = k.rows(t, 0);
     const n = t.cols(4);
+    const gate = k.at(t, 1);
+    const up = if (p.up) |up| k.at(up, 1) else null;
     const a: BatchArgs = .{
         .bias = k.at(t, 2),
         .residual = k.at(t, 3),
         .out = p.out,
+        .sums = t.workspace,
         .m = @intCast(rows),
         .n = @intCast(n),
         .k = k.cols(t, 0),
         .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
         .out_stride = p.out_stride,
+        .up_first = @intFromBool(@intFromPtr(up) != 0 and @intFromPtr(up) < @intFromPtr(gate)),
     };
-    const tile: u32 = if (p.up == null) 128 else 64;
-    const weight = weightMap(t, tile, s);
-    const other = if (p.up) |up| weightMap(up, tile, s) else weight;
-    inline for (.{ 8, 16, 32, 64, 128 }) |tokens| if (fits(rows, tokens)) {
+    const weight = if (up == null)
+        s.mapOnce(gate, n, t.cols(0), t.stride(1), .{ 64, 128 })
+    else
+        s.mapPairs(gate, up, n, t.cols(0), t.stride(1));
+    const grid = [3]u32{ @min(s.gpu.multiprocessors, batch_blocks_max), 1, 1 };
+    inline for (batch_tokens) |tokens| if (fits(rows, tokens)) {
         const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
-        const grid = [3]u32{ 4 * k.blocks(n, tile), k.blocks(rows, tokens), 1 };
-        const args = .{ x, weight, other, a };
-        const shared = batch_beside_bytes + ringBytes(tokens);
-        const extra: Extra = .{ .shared_bytes = shared, .cluster = 4 };
+        const args = .{ x, weight, a };
+        const extra: Extra = .{ .shared_bytes = batchSharedBytes(tokens) };
+        const threads = if (tokens == batch_rows_max) 384 else 320;
         const stem = "linear_batch_sm90";
         if (p.up != null) {
             const name = comptime k.name("linear_batch_swiglu_{d}_bf16", .{tokens});
-            return s.launch(stem, name, grid, 320, args, extra);
+            return s.launch(stem, name, grid, threads, args, extra);
         }
         if (p.f32_out) {
             const name = comptime k.name("linear_batch_{d}_f32", .{tokens});
-            return s.launch(stem, name, grid, 320, args, extra);
+            return s.launch(stem, name, grid, threads, args, extra);
         }
         const name = comptime k.name("linear_batch_{d}_bf16", .{tokens});
-        return s.launch(stem, name, grid, 320, args, extra);
+        return s.launch(stem, name, grid, threads, args, extra);
     };
 }
 
@@ -126,8 +139,17 @@ pub fn gemmArgs(p: Product) GemmArgs {
     };
 }
 
-/// Memory for the sums of a product whose k may be split.
+/// Memory for the sums of a product that several blocks have parts of.
 pub fn workspace(t: *const Task) usize {
+    const bf16 = k.dtype(t, 0) == .bf16 and k.dtype(t, 1) == .bf16;
+    const rows = t.operands[0].shape[0];
+    var tokens: usize = 0;
+    for (batch_tokens) |of| if (bf16 and (tokens == 0 or of / 2 < rows)) {
+        tokens = of;
+    };
+    return @max(tokens * batch_sums_bytes, splitBytes(t));
+}
+fn splitBytes(t: *const Task) usize {
     const rows = t.operands[0].shape[0];
     const few = rows > batch_rows_max and rows <= split_rows_max and
         2 * tiles(1, t.cols(4)) <= split_clusters_max;
@@ -156,7 +178,7 @@ pub fn isWide(t: *const Task, up: ?*const Task, s: *const Stream) bool {
 /// Parts of k that give every cluster a tile, all at once, where tiles alone are too few.
 pub fn splitOf(p: Product, s: *const Stream) u32 {
     const t = p.of;
-    if (p.up != null or workspace(t) == 0) return 1;
+    if (p.up != null or splitBytes(t) == 0) return 1;
     const clusters = @min(s.gpu.multiprocessors / 2, split_clusters_max);
     const of = tiles(k.rows(t, 0), t.cols(4));
     if (4 * of <= clusters) return 4;

@@ -86,8 +86,35 @@ pub const Stream = struct {
         stride: u64,
         box: [2]u32,
     ) driver.TensorMap {
-        const bf16 = 9;
-        return s.mapOf(bf16, 2, to, n_rows, n_cols, stride, box);
+        return s.encode(.bf16, promote_256, to, 2, .{ n_cols, n_rows }, .{stride * 2}, box);
+    }
+    /// The same of a matrix that is read once.
+    pub fn mapOnce(
+        s: *Stream,
+        to: ?[*]u8,
+        n_rows: u64,
+        n_cols: u64,
+        stride: u64,
+        box: [2]u32,
+    ) driver.TensorMap {
+        return s.encode(.bf16, promote_none, to, 2, .{ n_cols, n_rows }, .{stride * 2}, box);
+    }
+    /// Of two matrices alike that are read once, eight rows of each in turns, those first that lie
+    /// first in memory; in boxes of 64 columns x 64 rows of each.
+    pub fn mapPairs(
+        s: *Stream,
+        one: ?[*]u8,
+        other: ?[*]u8,
+        n_rows: u64,
+        n_cols: u64,
+        stride: u64,
+    ) driver.TensorMap {
+        const at = [2]u64{ @intFromPtr(one.?), @intFromPtr(other.?) };
+        const apart = @max(at[0], at[1]) - @min(at[0], at[1]);
+        const to: [*]u8 = if (at[0] < at[1]) one.? else other.?;
+        const sizes = [4]u64{ n_cols, 8, 2, n_rows / 8 };
+        const strides = [3]u64{ stride * 2, apart, stride * 2 * 8 };
+        return s.encode(.bf16, promote_none, to, 4, sizes, strides, .{ 64, 8, 2, 8 });
     }
     /// The same of a matrix of single bytes.
     pub fn mapBytes(
@@ -98,36 +125,39 @@ pub const Stream = struct {
         stride: u64,
         box: [2]u32,
     ) driver.TensorMap {
-        const uint8 = 0;
-        return s.mapOf(uint8, 1, to, n_rows, n_cols, stride, box);
+        return s.encode(.uint8, promote_256, to, 2, .{ n_cols, n_rows }, .{stride}, box);
     }
 
-    fn mapOf(
+    const Element = enum(c_int) { uint8 = 0, bf16 = 9 };
+    /// What L2 asks memory for when a piece of 128 bytes is missing.
+    const promote_none = 0;
+    const promote_256 = 3;
+
+    fn encode(
         s: *Stream,
-        element: c_int,
-        element_bytes: u64,
+        element: Element,
+        promotion: c_int,
         to: ?[*]u8,
-        n_rows: u64,
-        n_cols: u64,
-        stride: u64,
-        box: [2]u32,
+        comptime n_dims: c_uint,
+        sizes: [n_dims]u64,
+        strides: [n_dims - 1]u64,
+        box: [n_dims]u32,
     ) driver.TensorMap {
         const swizzle_128 = 3;
-        const promote_256 = 3;
         var m: driver.TensorMap = .{};
         if (s.result != driver.ok) return m;
         const r = s.gpu.api.cuTensorMapEncodeTiled(
             &m,
-            element,
-            2,
+            @intFromEnum(element),
+            n_dims,
             @intFromPtr(to.?),
-            &[_]u64{ n_cols, n_rows },
-            &[_]u64{stride * element_bytes},
+            &sizes,
+            &strides,
             &box,
-            &[_]u32{ 1, 1 },
+            &@as([n_dims]u32, @splat(1)),
             0,
             swizzle_128,
-            promote_256,
+            promotion,
             0,
         );
         if (r != driver.ok) s.fail(r, "to describe a matrix");

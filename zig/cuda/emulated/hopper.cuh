@@ -64,7 +64,8 @@ DEVICE void named_sync(int id, int of) {
 DEVICE void fence_async_smem() {}
 
 // ---- tensor copies: matrices of 2-byte or 1-byte elements in boxes, 128-byte swizzle ----
-struct CUtensorMap { uint8_t* base; int64_t rows, cols, stride; int32_t box_cols, box_rows, item, unused; };
+// With another matrix eight rows of each lie in turns.
+struct CUtensorMap { uint8_t *base, *other; int64_t rows, cols, stride; int32_t box_cols, box_rows, item, unused; };
 DEVICE void tma_prefetch_map(const CUtensorMap*) {}
 DEVICE uint32_t swizzled(uint32_t at) { return at ^ (at >> 7 & 7) << 4; }
 struct Load { int block; uint32_t to, bar; CUtensorMap map; int x, y; };
@@ -87,9 +88,10 @@ DEVICE void land_loads(int of) {
         const CUtensorMap& m = l.map;
         for (int r = 0; r < m.box_rows; r++)
             for (int c = 0; c < m.box_cols; c++) {
-                const int64_t row = (int64_t)l.y + r, col = (int64_t)l.x + c;
+                const uint8_t* const base = m.other && r / 8 % 2 ? m.other : m.base;
+                const int64_t row = l.y + (m.other ? r / 16 * 8 + r % 8 : r), col = (int64_t)l.x + c;
                 uint8_t* const to = teams[of].below + swizzled(l.to + r * 128 + c * m.item);
-                if (row >= 0 && row < m.rows && col < m.cols) memcpy(to, m.base + (row * m.stride + col) * m.item, m.item);
+                if (row >= 0 && row < m.rows && col < m.cols) memcpy(to, base + (row * m.stride + col) * m.item, m.item);
                 else memset(to, 0, m.item);
             }
         Barrier& b = barrier_of(of, l.bar);
@@ -100,6 +102,10 @@ DEVICE void land_loads(int of) {
 }
 DEVICE void tma_load(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar) {
     load_later(thread().block, to, map, x, y, bar);
+}
+DEVICE void tma_load_once(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar) { tma_load(to, map, x, y, bar); }
+DEVICE void tma_load_pairs(uint32_t to, const CUtensorMap* map, int x, int eights, uint32_t bar) {
+    tma_load(to, map, x, eights * 8, bar);
 }
 DEVICE void tma_load_multi(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar, uint16_t mask) {
     for (int rank = 0; rank < cluster_blocks; rank++)
@@ -146,4 +152,15 @@ DEVICE void stmatrix4(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint
     const uint32_t mine[4] = {a, b, c, d};
     for (int m = 0; m < 4; m++) memcpy(matrix_row(m, lane() / 4) + lane() % 4 * 4, mine + m, 4);
     __syncwarp();
+}
+DEVICE uint32_t transpose8(uint32_t two) {
+    thread().words[0] = two;
+    __syncwarp();
+    uint32_t both = 0;
+    for (int i = 0; i < 2; i++) {
+        const uint32_t word = warp()[(lane() % 4 * 2 + i) * 4 + lane() / 8].words[0];
+        both |= (word >> lane() / 4 % 2 * 16 & 0xffff) << 16 * i;
+    }
+    __syncwarp();
+    return both;
 }

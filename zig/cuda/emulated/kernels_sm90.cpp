@@ -18,7 +18,7 @@ namespace scan_file {
 struct AttentionCall { CUtensorMap q, k, v; attention_file::AttentionArgs args; };
 struct GemmCall { CUtensorMap x, w, w2, out; gemm_file::GemmArgs args; };
 struct ScanCall { CUtensorMap x, b, c; scan_file::SsdArgs args; };
-struct BatchCall { CUtensorMap x, w, w2; batch_file::BatchArgs args; };
+struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
 #define ATTENTION(NAME) \
     if (!strcmp(name, #NAME)) \
     return emulate([](const void* p) { \
@@ -37,12 +37,12 @@ struct BatchCall { CUtensorMap x, w, w2; batch_file::BatchArgs args; };
         const GemmCall& c = *(const GemmCall*)p; \
         gemm_file::NAME(c.x, c.w, c.w2, c.out, c.args); \
     }, call, {x, 1, 1}, 384, x, 2)
-#define BATCH_CALL(NAME) \
+#define BATCH_CALL(NAME, THREADS) \
     if (!strcmp(name, #NAME)) \
     return emulate([](const void* p) { \
         const BatchCall& c = *(const BatchCall*)p; \
-        batch_file::NAME(c.x, c.w, c.w2, c.args); \
-    }, call, {x, y, 1}, 320, 4, 4)
+        batch_file::NAME(c.x, c.w, c.args); \
+    }, call, {x, 1, 1}, THREADS, x, 1)
 
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, int y) {
@@ -59,9 +59,9 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     GEMM_CALL(gemm_swiglu_128_sm90_bf16);
     GEMM_CALL(gemm_parts_sm90_bf16);
     GEMM_CALL(gemm_swiglu_parts_sm90_bf16);
-    BATCH_CALL(linear_batch_8_bf16);
-    BATCH_CALL(linear_batch_64_bf16);
-    BATCH_CALL(linear_batch_128_f32);
-    BATCH_CALL(linear_batch_swiglu_16_bf16);
+    BATCH_CALL(linear_batch_8_bf16, 320);
+    BATCH_CALL(linear_batch_64_bf16, 320);
+    BATCH_CALL(linear_batch_128_f32, 384);
+    BATCH_CALL(linear_batch_swiglu_16_bf16, 320);
     abort();
 }

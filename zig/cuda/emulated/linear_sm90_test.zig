@@ -165,53 +165,84 @@ test "gemm_sm90: parts of k that run at once have the bits of parts in turn, aga
 const Batch = extern struct {
     x: Map,
     w: Map,
-    w2: Map,
     bias: ?[*]const f32,
     residual: ?[*]const u16,
     out: *anyopaque,
+    sums: ?[*]f32,
     m: i32,
     n: i32,
     k: i32,
     residual_stride: i32,
     out_stride: i32,
+    up_first: i32,
 };
-fn batch(name: [*:0]const u8, p: Problem, tokens: usize, two: bool, out: *anyopaque) void {
-    const tile: usize = if (two) 64 else 128;
+const BatchTile = struct {
+    name: [*:0]const u8,
+    tokens: usize,
+    two: bool = false,
+    up_first: bool = false,
+};
+
+/// By `blocks` blocks, which meet where one tile's parts are shares of several.
+fn batch(comptime T: type, p: Problem, tile: BatchTile, blocks: usize) ![]T {
+    const out = try allocator.alloc(T, p.m * p.n);
+    errdefer allocator.free(out);
+    @memset(std.mem.sliceAsBytes(out), 0xff);
+    const sums = try allocator.alloc(f32, blocks * 4 * 128 * tile.tokens);
+    defer allocator.free(sums);
+    var w: Map = .of(if (tile.up_first) p.w2 else p.w, p.n, p.k, 128);
+    if (tile.two) w.other = if (tile.up_first) p.w.ptr else p.w2.ptr;
     const call: Batch = .{
-        .x = .of(p.x, p.m, p.k, @intCast(tokens)),
-        .w = .of(p.w, p.n, p.k, @intCast(tile)),
-        .w2 = .of(p.w2, p.n, p.k, @intCast(tile)),
-        .bias = if (two) null else p.bias.ptr,
-        .residual = if (two) null else p.residual.ptr,
-        .out = out,
+        .x = .of(p.x, p.m, p.k, @intCast(tile.tokens)),
+        .w = w,
+        .bias = if (tile.two) null else p.bias.ptr,
+        .residual = if (tile.two) null else p.residual.ptr,
+        .out = out.ptr,
+        .sums = sums.ptr,
         .m = @intCast(p.m),
         .n = @intCast(p.n),
         .k = @intCast(p.k),
         .residual_stride = @intCast(p.n),
         .out_stride = @intCast(p.n),
+        .up_first = @intFromBool(tile.up_first),
     };
-    const across = 4 * ceil(p.n, tile);
-    support.bamba_emulate_sm90(name, &call, @intCast(across), @intCast(ceil(p.m, tokens)));
+    support.bamba_emulate_sm90(tile.name, &call, @intCast(blocks), 1);
+    return out;
 }
 
-test "linear_batch_sm90: near the sums, with the bits of many rows in parts" {
-    const p = try Problem.make(70, 136, 2312);
+test "linear_batch_sm90: near the sums, with the bits of many rows in parts, by any blocks" {
+    const p = try Problem.make(70, 392, 2312); // four tiles
     defer p.free();
     const parts = try multiply(u16, p, .{ .name = "gemm_parts_sm90_bf16", .columns = 128 });
     defer allocator.free(parts);
-    const out = try allocator.alloc(u16, p.m * p.n);
-    defer allocator.free(out);
-    const names = [_][*:0]const u8{ "linear_batch_8_bf16", "linear_batch_64_bf16" };
-    for ([_]usize{ 8, 64 }, names) |tokens, name| {
-        @memset(out, 0xffff);
-        batch(name, p, tokens, false, out.ptr);
-        try p.check(out, p.m, false);
+    try p.check(parts, p.m, false);
+    const few: BatchTile = .{ .name = "linear_batch_8_bf16", .tokens = 8 };
+    const many: BatchTile = .{ .name = "linear_batch_64_bf16", .tokens = 64 };
+    // Of 144 parts of tiles, and of 32: whole tiles, and some that several blocks have parts of.
+    for ([_]BatchTile{ few, few, many, many }, [_]usize{ 5, 19, 1, 21 }) |tile, blocks| {
+        const out = try batch(u16, p, tile, blocks);
+        defer allocator.free(out);
         try testing.expectEqualSlices(u16, parts, out);
     }
-    const floats = try allocator.alloc(f32, p.m * p.n);
+    const floats = try batch(f32, p, .{ .name = "linear_batch_128_f32", .tokens = 128 }, 7);
     defer allocator.free(floats);
-    batch("linear_batch_128_f32", p, 128, false, floats.ptr);
     for (floats, parts) |f, w| try testing.expectEqual(w, support.bf16(f));
-    batch("linear_batch_swiglu_16_bf16", p, 16, true, out.ptr);
-    try p.check(out, p.m, true);
+}
+
+test "linear_batch_sm90: SwiGLU of two matrices, whichever lies first, some k in no part" {
+    for ([_]usize{ 520, 136 }) |columns| {
+        const p = try Problem.make(13, 136, columns);
+        defer p.free();
+        for ([_]bool{ false, true }) |up_first| for ([_]usize{ 2, 11 }) |blocks| {
+            const tile: BatchTile = .{
+                .name = "linear_batch_swiglu_16_bf16",
+                .tokens = 16,
+                .two = true,
+                .up_first = up_first,
+            };
+            const out = try batch(u16, p, tile, blocks);
+            defer allocator.free(out);
+            try p.check(out, p.m, true);
+        };
+    }
 }

@@ -111,6 +111,8 @@ pub extern fn bamba_emulate_sm90(
 /// A matrix of bf16 in boxes of 64 columns.
 pub const Map = extern struct {
     base: ?[*]const u16,
+    /// Whose rows lie between those of `base`, eight of each in turns.
+    other: ?[*]const u16 = null,
     rows: i64 = 0,
     cols: i64 = 0,
     stride: i64 = 0,

@@ -23,15 +23,20 @@ if (process.versions.bun) {
   setLibraryPath(library);
 }
 
-const [model_folder, ...words] = process.argv.slice(2);
-if (!model_folder) {
-  console.error("usage: bamba MODEL_FOLDER [PROMPT]");
+const [model, ...words] = process.argv.slice(2);
+if (!model) {
+  console.error("usage: bamba MODEL [PROMPT]    (MODEL: a folder or a .gguf file)");
   process.exit(2);
 }
 const prompt = words.join(" ") || "a small dog is";
-const tokenizer = await AutoTokenizer.from_pretrained(model_folder);
-using model = await AutoModelForCausalLM.from_pretrained(model_folder);
-process.stdout.write(prompt);
-const inputs = tokenizer([prompt]);
-for await (const piece of model.stream({ ...inputs, tokenizer })) process.stdout.write(piece);
-process.stdout.write("\n");
+try {
+  const tokenizer = await AutoTokenizer.from_pretrained(model);
+  using loaded = await AutoModelForCausalLM.from_pretrained(model);
+  process.stdout.write(prompt);
+  const inputs = tokenizer([prompt]);
+  for await (const piece of loaded.stream({ ...inputs, tokenizer })) process.stdout.write(piece);
+  process.stdout.write("\n");
+} catch (error) {
+  console.error(`bamba: ${(error as Error).message}`);
+  process.exitCode = 1;
+}

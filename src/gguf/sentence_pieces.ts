@@ -6,6 +6,8 @@ import type { Values } from "./values.ts";
 
 /** What stands for a space inside a token. */
 const space = "\u2581";
+/** Trying every cut takes the square of a token's length: no tokenizer has any near this. */
+const token_length_max = 1024;
 
 /**
  * Merges that build every token out of two others, those of tokens with high scores first: the
@@ -15,6 +17,12 @@ function mergesByScore(tokens: readonly string[], scores: readonly number[]): st
   const ids = new Map(tokens.map((token, id) => [token, id]));
   const found: { left: string; right: string; score: number }[] = [];
   for (const [id, token] of tokens.entries()) {
+    if (token.length > token_length_max) {
+      throw new RangeError(
+        `Expected tokens of at most ${token_length_max} letters but token ${id} has ` +
+          `${token.length}`,
+      );
+    }
     const letters = [...token];
     for (let cut = 1; cut < letters.length; cut++) {
       const left = letters.slice(0, cut).join("");
@@ -26,7 +34,7 @@ function mergesByScore(tokens: readonly string[], scores: readonly number[]): st
   return found.map(({ left, right }) => [left, right]);
 }
 
-/** @throws {RangeError} when tokens and scores do not fit each other */
+/** @throws {RangeError} when tokens and scores do not fit each other, or a token is absurdly long */
 export function sentencePieceJson(values: Values, { tokens, added }: GgufTokens): TokenizerJson {
   const scores = values.numbersOr("tokenizer.ggml.scores") ?? [];
   if (scores.length !== tokens.length) {

@@ -160,6 +160,14 @@ describe("a GGUF file's tokenizer", () => {
       /two tokens each but found "a b c"/,
     ],
     [
+      "has a token as long as a book",
+      (b) =>
+        b.add("tokenizer.ggml.model", "string", "llama")
+          .addArray("tokenizer.ggml.tokens", "string", ["a", "b".repeat(1e6)])
+          .addArray("tokenizer.ggml.scores", "f32", [0, 0]),
+      /at most 1024 letters but token 1 has 1000000/,
+    ],
+    [
       "cuts text in an unknown way",
       (b) =>
         b.add("tokenizer.ggml.model", "string", "gpt2").add("tokenizer.ggml.pre", "string", "x")

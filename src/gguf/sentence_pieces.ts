@@ -34,7 +34,7 @@ function mergesByScore(tokens: readonly string[], scores: readonly number[]): st
   return found.map(({ left, right }) => [left, right]);
 }
 
-/** @throws {RangeError} when tokens and scores do not fit each other, or a token is absurdly long */
+/** @throws {RangeError} when tokens and scores do not fit each other, or a token is too long */
 export function sentencePieceJson(values: Values, { tokens, added }: GgufTokens): TokenizerJson {
   const scores = values.numbersOr("tokenizer.ggml.scores") ?? [];
   if (scores.length !== tokens.length) {

@@ -51,7 +51,7 @@ export async function run(options: BenchOptions): Promise<void> {
   await report(options, {
     bench: "decode",
     ...result,
-    unit: "byte/s read",
+    unit: "GB/s read",
     cpu_level: device.info().cpu_level,
     threads: device.threads,
     bytes_per_token: bytes,

@@ -22,7 +22,7 @@ typedef __nv_bfloat16 bf16;
 // Programmatic dependent launch: a kernel may start while the one before it still runs. Nothing that a kernel
 // before may write (or still reads) is touched before `pdl_wait`, behind which everything older is complete: each
 // kernel waits, so the one in front has not ended before all in front of it have. `pdl_launch` comes after it, but
-// in kernels that follow each other within a step and gain by overlapping deeper (norm.cu, linear_batch_sm90.cu,
+// in kernels that follow each other within a step and gain by overlapping deeper (norm.cu, fp8_rows, batch_sm90.cuh,
 // ssm_update.cu): what starts behind them may read early only what no kernel of its step writes, since a step begins
 // with a kernel that launches late. No-ops when the launch did not ask for it, and on older chips.
 DEVICE void pdl_wait() {

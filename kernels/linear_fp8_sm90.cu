@@ -38,8 +38,8 @@ DEVICE uint32_t pack_e4m3(const float* v) {
 constexpr int ROW_THREADS = 512, PIECES = 4;
 DEVICE void fp8_rows(const RowsArgs& a) {
     __shared__ float tops[16], squares[16];
+    pdl_launch();  // early: a product behind it touches nothing but weights until it has waited
     pdl_wait();
-    pdl_launch();
     const size_t r = blockIdx.x;
     uint4 y[PIECES];
     float top = 0, total = 0;

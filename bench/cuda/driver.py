@@ -96,11 +96,11 @@ def tensor_map(t, rows, cols, box_cols, box_rows, stride=None, swizzle=3, item=2
 
 
 def pairs_map(one, other):
-    """Of two matrices alike, eight rows of each in turns, those first that lie first in memory; boxes of 64 x 64 each."""
-    rows, cols = one.shape
+    """Of two matrices alike, eight rows of each in turns, those first that lie first in memory; boxes of 128 bytes x 64 rows of each."""
+    (rows, cols), item = one.shape, one.element_size()
     first, last = sorted((one.data_ptr(), other.data_ptr()))
-    strides = (cols * 2, last - first, cols * 16)
-    return encode((one, other), first, (cols, 8, 2, rows // 8), strides, (64, 8, 2, 8), 3, 2, 0)
+    strides = (cols * item, last - first, cols * item * 8)
+    return encode((one, other), first, (cols, 8, 2, rows // 8), strides, (128 // item, 8, 2, 8), 3, item, 0)
 
 
 def encode(keep, at, sizes, strides, box, swizzle, item, promotion):

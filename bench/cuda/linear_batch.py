@@ -15,17 +15,32 @@ class Args(C.Structure):
                [(n, C.c_int) for n in ("m", "n", "k", "residual_stride", "out_stride", "up_first")]
 
 
-def prepare(x, w, out, w2=None, bias=None, residual=None, tokens=None):
-    m, k, n = x.shape[0], x.shape[1], w.shape[0]
-    tokens = tokens or next((t for t in (8, 16, 32, 64) if t >= m), 128)
+def maps(x, w, w2, tokens):
+    item, (m, k), n = x.element_size(), x.shape, w.shape[0]
+    weights = d.tensor_map(w, n, k, 128 // item, 128, item=item, once=True) if w2 is None else d.pairs_map(w, w2)
+    return [d.tensor_map(x, m, k, 128 // item, tokens, item=item), weights]
+
+
+def arguments(x, w, out, w2=None, bias=None, residual=None):
+    return Args(d.ptr(bias), d.ptr(residual), d.ptr(out), d.ptr(SUMS), x.shape[0], w.shape[0], x.shape[1],
+                residual.stride(0) if residual is not None else 0, out.stride(0),
+                int(w2 is not None and w2.data_ptr() < w.data_ptr()))
+
+
+def smem(tokens):
     stage = 16384 + tokens * 128
-    maps = [d.tensor_map(x, m, k, 64, tokens),
-            d.tensor_map(w, n, k, 64, 128, once=True) if w2 is None else d.pairs_map(w, w2)]
-    a = Args(d.ptr(bias), d.ptr(residual), d.ptr(out), d.ptr(SUMS), m, n, k, residual.stride(0) if residual is not None else 0,
-             out.stride(0), int(w2 is not None and w2.data_ptr() < w.data_ptr()))
+    return 1536 + (224256 - 1536) // stage * stage
+
+
+def threads(tokens):
+    return 384 if tokens == 128 else 320
+
+
+def prepare(x, w, out, w2=None, bias=None, residual=None, tokens=None):
+    tokens = tokens or next((t for t in (8, 16, 32, 64) if t >= x.shape[0]), 128)
+    args = maps(x, w, w2, tokens) + [arguments(x, w, out, w2, bias, residual)]
     name = f"linear_batch_{'swiglu_' if w2 is not None else ''}{tokens}_{'f32' if out.dtype == torch.float32 else 'bf16'}"
-    smem = 1536 + (224256 - 1536) // stage * stage
-    return lambda: M.launch(name, (d.SMS,), 384 if tokens == 128 else 320, maps + [a], smem)
+    return lambda: M.launch(name, (d.SMS,), threads(tokens), args, smem(tokens))
 
 
 def rnd(*shape, scale=1.0):

@@ -3,6 +3,7 @@ import ctypes as C
 import sys
 import torch
 import driver as d
+import linear_batch
 import linear_gemm
 from rowwise import norm as rms
 
@@ -54,18 +55,16 @@ def prepare(x, w, out, w2=None, bias=None, residual=None, wide=None, split=1):
 
 
 class BatchArgs(C.Structure):
-    _fields_ = [(n, P) for n in ("bias", "residual", "out", "x_scale", "w_scale", "w2_scale")] + \
-               [(n, I) for n in ("m", "n", "k", "residual_stride", "out_stride")]
+    _fields_ = [("of", linear_batch.Args)] + [(n, P) for n in ("x_scale", "w_scale", "w2_scale")]
 
 
 def batch(x, w, out, tokens, w2=None, bias=None, residual=None):
-    m, k, n = x[0].shape[0], x[0].shape[1], w[0].shape[0]
-    two, tile = w2 if w2 is not None else w, 64 if w2 is not None else 128
-    maps = [d.tensor_map(x[0], m, k, 128, tokens, item=1)] + [d.tensor_map(v[0], n, k, 128, tile, item=1) for v in (w, two)]
-    a = BatchArgs(d.ptr(bias), d.ptr(residual), d.ptr(out), d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]), m, n, k,
-                  residual.stride(0) if residual is not None else 0, out.stride(0))
+    two = w2 if w2 is not None else w
+    of = linear_batch.arguments(x[0], w[0], out, None if w2 is None else w2[0], bias, residual)
+    a = BatchArgs(of, d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]))
+    maps = linear_batch.maps(x[0], w[0], None if w2 is None else w2[0], tokens)
     name = f"fp8_batch_{'swiglu_' if w2 is not None else ''}{tokens}"
-    BATCH.launch(name, (4 * ((n + tile - 1) // tile), (m + tokens - 1) // tokens), 288, maps + [a], 99456, cluster=4)
+    BATCH.launch(name, (d.SMS,), linear_batch.threads(tokens), maps + [a], linear_batch.smem(tokens))
 
 
 def rnd(*shape, scale=1.0):

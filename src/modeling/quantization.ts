@@ -18,9 +18,8 @@ export interface QuantizationConfig {
   readonly type: QuantizationType;
 }
 
-/** What there is. */
-export const quantization_types = [...Object.keys(file_types), "f8_e4m3"]
-  .filter((type) => !["f32", "f16", "bf16"].includes(type)) as readonly QuantizationType[];
+const types = [...Object.keys(file_types), "f8_e4m3"]
+  .filter((type) => !["f32", "f16", "bf16"].includes(type));
 
 /**
  * @throws {TypeError} unless it is an object with a type and nothing else
@@ -33,9 +32,9 @@ export function checkQuantization(config: QuantizationConfig): QuantizationType 
       `Expected quantization_config to be { type } but found ${JSON.stringify(config)}`,
     );
   }
-  if (quantization_types.includes(config.type)) return config.type;
+  if (types.includes(config.type)) return config.type;
   throw new RangeError(
-    `Expected quantization_config.type to be one of ${quantization_types.join(", ")} ` +
+    `Expected quantization_config.type to be one of ${types.join(", ")} ` +
       `but found ${JSON.stringify(config.type)}`,
   );
 }

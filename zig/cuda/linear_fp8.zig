@@ -163,63 +163,42 @@ pub fn toEights(from: From, s: *Stream) Eights {
 }
 
 const BatchArgs = extern struct {
-    bias: ?[*]u8,
-    residual: ?[*]u8,
-    out: ?[*]u8,
+    of: sm90.BatchArgs,
     x_scale: [*]u8,
     w_scale: ?[*]u8,
     w2_scale: ?[*]u8,
-    m: i32,
-    n: i32,
-    k: i32,
-    residual_stride: i32,
-    out_stride: i32,
 };
 /// Above so many rows the tensor cores decide, not the memory.
 const batch_rows_max = 128;
-const batch_shared_bytes = 99456;
 
-fn batch(
-    t: *const Task,
-    up: ?*const Task,
-    x: Eights,
-    out: ?[*]u8,
-    stride_out: i32,
-    s: *Stream,
-) void {
+fn batch(p: sm90.Product, x: Eights, s: *Stream) void {
+    const t = p.of;
     const rows = k.rows(t, 0);
     const n = t.cols(4);
     const cols = t.cols(0);
     const w = k.at(t, 1).?;
-    const w2 = if (up) |of| k.at(of, 1).? else w;
+    const w2 = if (p.up) |of| k.at(of, 1).? else w;
     const a: BatchArgs = .{
-        .bias = k.at(t, 2),
-        .residual = k.at(t, 3),
-        .out = out,
+        .of = sm90.batchArgs(p),
         .x_scale = x.scales,
         .w_scale = w,
         .w2_scale = w2,
-        .m = @intCast(rows),
-        .n = @intCast(n),
-        .k = @intCast(cols),
-        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
-        .out_stride = stride_out,
     };
-    const tile: u32 = if (up == null) 128 else 64;
-    const extra: Extra = .{ .shared_bytes = batch_shared_bytes, .cluster = 4 };
-    inline for (.{ 8, 16, 32, 64, 128 }) |tokens| if (rows <= tokens) {
-        const args = .{
-            s.mapBytes(x.rows, rows, cols, cols, .{ 128, tokens }),
-            s.mapBytes(w + scaleBytes(n), n, cols, cols, .{ 128, tile }),
-            s.mapBytes(w2 + scaleBytes(n), n, cols, cols, .{ 128, tile }),
-            a,
-        };
-        const grid = [3]u32{ 4 * k.blocks(n, tile), 1, 1 };
+    const behind = scaleBytes(n);
+    const weight = if (p.up == null)
+        s.mapOnce(.uint8, w + behind, n, cols, cols, .{ 128, 128 })
+    else
+        s.mapPairs(.uint8, w + behind, w2 + behind, n, cols, cols);
+    inline for (sm90.batch_tokens) |tokens| if (rows <= tokens) {
+        const args = .{ s.mapBytes(x.rows, rows, cols, cols, .{ 128, tokens }), weight, a };
+        const extra: Extra = .{ .shared_bytes = sm90.batchSharedBytes(tokens) };
+        const threads = sm90.batchThreads(tokens);
+        const grid = sm90.batchGrid(s);
         const stem = "linear_fp8_batch_sm90";
         const swiglu = comptime k.name("fp8_batch_swiglu_{d}", .{tokens});
-        if (up != null) return s.launch(stem, swiglu, grid, 288, args, extra);
+        if (p.up != null) return s.launch(stem, swiglu, grid, threads, args, extra);
         const plain_name = comptime k.name("fp8_batch_{d}", .{tokens});
-        return s.launch(stem, plain_name, grid, 288, args, extra);
+        return s.launch(stem, plain_name, grid, threads, args, extra);
     };
 }
 
@@ -240,10 +219,6 @@ pub fn product(
     s: *Stream,
 ) void {
     const rows = k.rows(t, 0);
-    if (rows <= batch_rows_max and !s.invariant) return batch(t, up, x, out, out_stride, s);
-    const n = t.cols(4);
-    const cols = t.cols(0);
-    const clusters = s.gpu.multiprocessors / 2;
     const p: sm90.Product = .{
         .of = t,
         .up = up,
@@ -251,6 +226,10 @@ pub fn product(
         .out_stride = out_stride,
         .f32_out = false,
     };
+    if (rows <= batch_rows_max and !s.invariant) return batch(p, x, s);
+    const n = t.cols(4);
+    const cols = t.cols(0);
+    const clusters = s.gpu.multiprocessors / 2;
     const parts = if (s.invariant) 1 else sm90.splitOf(p, s);
     const wide = parts > 1 or sm90.isWide(t, up, s);
     const box: u32 = if (wide) 128 else 64;

@@ -16,7 +16,7 @@ fn weightMap(t: *const Task, rows: u32, s: *Stream) TensorMap {
     return s.map(k.at(t, 1), t.cols(4), t.cols(0), t.stride(1), .{ 64, rows });
 }
 
-const BatchArgs = extern struct {
+pub const BatchArgs = extern struct {
     bias: ?[*]u8,
     residual: ?[*]u8,
     out: ?[*]u8,
@@ -34,7 +34,7 @@ const BatchArgs = extern struct {
 const batch_blocks_max = 132;
 /// Four parts of a tile of 128 outputs, for each token.
 const batch_sums_bytes = batch_blocks_max * 4 * 128 * @sizeOf(f32);
-fn batchSharedBytes(tokens: u32) u32 {
+pub fn batchSharedBytes(tokens: u32) u32 {
     const beside = 1536; // what aligns the ring, and barriers
     const stage = 128 * 128 + tokens * 128;
     return beside + (224256 - beside) / stage * stage;
@@ -59,40 +59,51 @@ pub fn launch(p: Product, s: *Stream) void {
     gemm(p, s);
 }
 
-const batch_tokens = [_]u32{ 8, 16, 32, 64, batch_rows_max };
+pub const batch_tokens = [_]u32{ 8, 16, 32, 64, batch_rows_max };
 /// Rows beyond the widest kernel's run in further tiles.
 fn fits(rows: usize, tokens: u32) bool {
     return rows <= tokens or tokens == batch_rows_max;
+}
+
+pub fn batchGrid(s: *const Stream) [3]u32 {
+    return .{ @min(s.gpu.multiprocessors, batch_blocks_max), 1, 1 };
+}
+pub fn batchThreads(tokens: u32) u32 {
+    return if (tokens == batch_rows_max) 384 else 320;
+}
+pub fn batchArgs(p: Product) BatchArgs {
+    const t = p.of;
+    const gate = @intFromPtr(k.at(t, 1));
+    return .{
+        .bias = k.at(t, 2),
+        .residual = k.at(t, 3),
+        .out = p.out,
+        .sums = t.workspace,
+        .m = @intCast(k.rows(t, 0)),
+        .n = k.cols(t, 4),
+        .k = k.cols(t, 0),
+        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
+        .out_stride = p.out_stride,
+        .up_first = if (p.up) |up| @intFromBool(@intFromPtr(k.at(up, 1)) < gate) else 0,
+    };
 }
 
 fn batch(p: Product, s: *Stream) void {
     const t = p.of;
     const rows = k.rows(t, 0);
     const n = t.cols(4);
-    const gate = k.at(t, 1);
-    const up = if (p.up) |up| k.at(up, 1) else null;
-    const a: BatchArgs = .{
-        .bias = k.at(t, 2),
-        .residual = k.at(t, 3),
-        .out = p.out,
-        .sums = t.workspace,
-        .m = @intCast(rows),
-        .n = @intCast(n),
-        .k = k.cols(t, 0),
-        .residual_stride = if (t.has(3)) k.stride(t, 3) else 0,
-        .out_stride = p.out_stride,
-        .up_first = @intFromBool(@intFromPtr(up) != 0 and @intFromPtr(up) < @intFromPtr(gate)),
-    };
-    const weight = if (up == null)
-        s.mapOnce(gate, n, t.cols(0), t.stride(1), .{ 64, 128 })
+    const w = k.at(t, 1);
+    const a = batchArgs(p);
+    const weight = if (p.up) |up|
+        s.mapPairs(.bf16, w, k.at(up, 1), n, t.cols(0), t.stride(1))
     else
-        s.mapPairs(gate, up, n, t.cols(0), t.stride(1));
-    const grid = [3]u32{ @min(s.gpu.multiprocessors, batch_blocks_max), 1, 1 };
+        s.mapOnce(.bf16, w, n, t.cols(0), t.stride(1), .{ 64, 128 });
+    const grid = batchGrid(s);
     inline for (batch_tokens) |tokens| if (fits(rows, tokens)) {
         const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
         const args = .{ x, weight, a };
         const extra: Extra = .{ .shared_bytes = batchSharedBytes(tokens) };
-        const threads = if (tokens == batch_rows_max) 384 else 320;
+        const threads = batchThreads(tokens);
         const stem = "linear_batch_sm90";
         if (p.up != null) {
             const name = comptime k.name("linear_batch_swiglu_{d}_bf16", .{tokens});
@@ -141,10 +152,11 @@ pub fn gemmArgs(p: Product) GemmArgs {
 
 /// Memory for the sums of a product that several blocks have parts of.
 pub fn workspace(t: *const Task) usize {
-    const bf16 = k.dtype(t, 0) == .bf16 and k.dtype(t, 1) == .bf16;
+    const w = k.dtype(t, 1);
+    const fast = k.dtype(t, 0) == .bf16 and (w == .bf16 or w == .f8_e4m3);
     const rows = t.operands[0].shape[0];
     var tokens: usize = 0;
-    for (batch_tokens) |of| if (bf16 and (tokens == 0 or of / 2 < rows)) {
+    for (batch_tokens) |of| if (fast and (tokens == 0 or of / 2 < rows)) {
         tokens = of;
     };
     return @max(tokens * batch_sums_bytes, splitBytes(t));

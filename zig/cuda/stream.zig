@@ -88,21 +88,24 @@ pub const Stream = struct {
     ) driver.TensorMap {
         return s.encode(.bf16, promote_256, to, 2, .{ n_cols, n_rows }, .{stride * 2}, box);
     }
-    /// The same of a matrix that is read once.
+    /// The same of a matrix that is read once, of bf16 or bytes.
     pub fn mapOnce(
         s: *Stream,
+        comptime element: Element,
         to: ?[*]u8,
         n_rows: u64,
         n_cols: u64,
         stride: u64,
         box: [2]u32,
     ) driver.TensorMap {
-        return s.encode(.bf16, promote_none, to, 2, .{ n_cols, n_rows }, .{stride * 2}, box);
+        const strides = .{stride * element.bytes()};
+        return s.encode(element, promote_none, to, 2, .{ n_cols, n_rows }, strides, box);
     }
     /// Of two matrices alike that are read once, eight rows of each in turns, those first that lie
-    /// first in memory; in boxes of 64 columns x 64 rows of each.
+    /// first in memory; in boxes of 128 bytes x 64 rows of each.
     pub fn mapPairs(
         s: *Stream,
+        comptime element: Element,
         one: ?[*]u8,
         other: ?[*]u8,
         n_rows: u64,
@@ -113,8 +116,10 @@ pub const Stream = struct {
         const apart = @max(at[0], at[1]) - @min(at[0], at[1]);
         const to: [*]u8 = if (at[0] < at[1]) one.? else other.?;
         const sizes = [4]u64{ n_cols, 8, 2, n_rows / 8 };
-        const strides = [3]u64{ stride * 2, apart, stride * 2 * 8 };
-        return s.encode(.bf16, promote_none, to, 4, sizes, strides, .{ 64, 8, 2, 8 });
+        const bytes = element.bytes();
+        const strides = [3]u64{ stride * bytes, apart, stride * bytes * 8 };
+        const box = [4]u32{ 128 / bytes, 8, 2, 8 };
+        return s.encode(element, promote_none, to, 4, sizes, strides, box);
     }
     /// The same of a matrix of single bytes.
     pub fn mapBytes(
@@ -128,7 +133,13 @@ pub const Stream = struct {
         return s.encode(.uint8, promote_256, to, 2, .{ n_cols, n_rows }, .{stride}, box);
     }
 
-    const Element = enum(c_int) { uint8 = 0, bf16 = 9 };
+    const Element = enum(c_int) {
+        uint8 = 0,
+        bf16 = 9,
+        fn bytes(e: Element) u32 {
+            return if (e == .uint8) 1 else 2;
+        }
+    };
     /// What L2 asks memory for when a piece of 128 bytes is missing.
     const promote_none = 0;
     const promote_256 = 3;

@@ -1,0 +1,295 @@
+// A product of some rows on Hopper, memory-bound: linear_batch_sm90.cu (bf16) and linear_fp8_batch_sm90.cu (e4m3) say what.
+//
+// Ideas: - the weights are operand A (128 rows a tile, wgmma m64nTk16), the tokens operand B: no row of the
+//          tensor cores' tile is wasted on absent tokens beyond the next 8, 16, 32, 64 or 128;
+//        - a block has a multiprocessor and a share of all parts of all tiles, one behind the other, so that its ring of
+//          stages, all of shared memory, never runs dry between tiles. What a block has of a tile that others have a
+//          share of goes to memory; whoever brings the last part adds them up. Nobody waits for another block;
+//        - whole tiles leave nothing in memory but results: every write costs the stream of weights several times its
+//          bytes (a tile's four parts in blocks of a cluster, or all of them through L2, take 15 to 20 % more);
+//        - with SwiGLU eight rows of W and eight of W2 lie in turns, so that one thread has both of a result;
+//        - a warp copies weights and waits for nobody, another copies tokens behind the kernel in front;
+//        - what follows may start at once (norm.cu does so, too): its blocks take places that are free, with their
+//          first weights under way while this kernel and a norm between still run; see `pdl_launch`.
+// Launch: 320 threads (T = 128: 384), a block a multiprocessor (256 at most); dynamic smem BATCH_BESIDE + stages * (16384 +
+//   128 T), as many as 219 KB hold: the rest is for kernels with little. Tensor maps with 128-byte swizzle,
+//   boxes of 128 bytes: x T rows, W 128 rows, with SwiGLU the pairs of W and W2 (`mapPairs` in stream.zig), 64 rows each.
+#pragma once
+#include "wgmma.cuh"
+
+struct BatchArgs {
+    const float* bias;     // (N) or null
+    const bf16* residual;  // (M,N) or null
+    void* out;             // (M,N)
+    float* sums;           // (blocks, 4, 128, T): what tiles of several blocks are added up from
+    int m, n, k, residual_stride, out_stride;
+    int up_first;          // W2 is the first of each pair of rows
+};
+struct Fp8BatchArgs {
+    BatchArgs of;
+    const float* x_scale;   // (M)
+    const float* w_scale;   // (N)
+    const float* w2_scale;  // (N), SwiGLU
+};
+DEVICE const BatchArgs& batch_args(const BatchArgs& a) { return a; }
+DEVICE const BatchArgs& batch_args(const Fp8BatchArgs& a) { return a.of; }
+
+#if HOPPER
+// 128 bytes of k a stage.
+constexpr int PARTS = 4, A_BYTES = 128 * 128, BATCH_BESIDE = 1536, MOST_SHARED = 224256;
+
+template <int T, bool FP8> DEVICE void step(float* acc, uint64_t a, uint64_t b) {
+    if (FP8 && T == 8) wgmma_n8_e4m3(acc, a, b, 1);
+    else if (FP8 && T == 16) wgmma_n16_e4m3(acc, a, b, 1);
+    else if (FP8 && T == 32) wgmma_n32_e4m3(acc, a, b, 1);
+    else if (FP8 && T == 64) wgmma_n64_e4m3(acc, a, b, 1);
+    else if (FP8) wgmma_n128_e4m3(acc, a, b, 1);
+    else if (T == 8) wgmma_n8_ss<0>(acc, a, b, 1);
+    else if (T == 16) wgmma_n16_ss<0>(acc, a, b, 1);
+    else if (T == 32) wgmma_n32_ss<0>(acc, a, b, 1);
+    else if (T == 64) wgmma_n64_ss<0>(acc, a, b, 1);
+    else wgmma_n128_ss<0>(acc, a, b, 1);
+}
+
+// Units are parts of tiles, in order; a block has those from `first` to `end`.
+struct Share {
+    int units, tiles, blocks_k, per;  // stages of k in all and in a part
+    int first, end;
+    DEVICE_MEMBER Share(const BatchArgs& a, int tile_rows, int tokens, int stage_columns) {
+        tiles = (a.n + tile_rows - 1) / tile_rows;
+        units = PARTS * tiles * ((a.m + tokens - 1) / tokens);
+        blocks_k = (a.k + stage_columns - 1) / stage_columns, per = (blocks_k + PARTS - 1) / PARTS;
+        first = start(blockIdx.x), end = start(blockIdx.x + 1);
+    }
+    DEVICE_MEMBER int start(int block) const { return (int)((int64_t)units * block / gridDim.x); }
+    // The block that has a tile's first part.
+    DEVICE_MEMBER int owner(int tile) const { return (int)(((int64_t)(PARTS * tile + 1) * gridDim.x - 1) / units); }
+    // `f(tile of weights, tile of tokens, k)` for each stage, in order.
+    template <typename F> DEVICE_MEMBER void each(F f) const {
+        for (int unit = first; unit < end; unit++) {
+            const int tile = unit / PARTS % tiles, turn = unit / PARTS / tiles, from = unit % PARTS * per;
+            for (int k = from; k < min(blocks_k, from + per); k++) f(tile, turn, k);
+        }
+    }
+};
+// Stages go round; a barrier's phase turns with each round.
+template <int STAGES> struct Place {
+    int at = 0, phase = 0;
+    DEVICE_MEMBER void next() {
+        if (++at == STAGES) at = 0, phase ^= 1;
+    }
+};
+
+// A warpgroup's results of a tile: thread g * 4 + t of warp w has the sums of rows 16 w + g and 8 behind it (with SwiGLU
+// of row 8 w + g of both matrices), tokens 8 i + 2 t and the next.
+template <int T, bool SWIGLU, typename OUT> struct Results {
+    static constexpr int ROWS = SWIGLU ? 64 : 128, HALVES = SWIGLU ? 1 : 2;
+    int token0, row0;
+    uint32_t onto[HALVES][T / 8];  // of the residual, two rows of token 8 i + g
+
+    DEVICE_MEMBER Results(const Share& share, int tile)
+        : token0(tile / share.tiles * T), row0(tile % share.tiles * ROWS + (threadIdx.x >> 5) * (ROWS / 8)) {}
+    // Asks for what the sums are added to.
+    DEVICE_MEMBER void ask(const BatchArgs& a) {
+        const int lane = threadIdx.x & 31;
+#pragma unroll
+        for (int h = 0; h < HALVES; h++)
+#pragma unroll
+            for (int i = 0; i < T / 8; i++) {
+                const int token = token0 + 8 * i + (lane >> 2), row = row0 + 8 * h + 2 * (lane & 3);
+                onto[h][i] = 0;
+                if (a.residual && token < a.m && row < a.n)
+                    onto[h][i] = __ldcg((const uint32_t*)(a.residual + (size_t)token * a.residual_stride + row));
+            }
+    }
+    template <typename ARGS> DEVICE_MEMBER void store(const ARGS& args, const float* sums) const;
+    // e4m3: times the scales of tokens and rows; rows' are those of the pair's first and second matrix.
+    DEVICE_MEMBER void scale(const BatchArgs&, float*) const {}
+    DEVICE_MEMBER void scale(const Fp8BatchArgs& a, float* sums) const {
+        const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+        float of_row[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int row = row0 + (SWIGLU ? 0 : 8 * h) + g;
+            of_row[h] = row < a.of.n ? (SWIGLU && h != a.of.up_first ? a.w2_scale : a.w_scale)[row] : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < T / 8; i++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const int token = token0 + 8 * i + 2 * t + e;
+                const float of_token = token < a.of.m ? __ldcg(a.x_scale + token) : 0;
+#pragma unroll
+                for (int h = 0; h < 2; h++) sums[4 * i + 2 * h + e] = sums[4 * i + 2 * h + e] * of_token * of_row[h];
+            }
+    }
+};
+template <int T, bool SWIGLU, typename OUT>
+template <typename ARGS>
+DEVICE_MEMBER void Results<T, SWIGLU, OUT>::store(const ARGS& args, const float* sums) const {
+    const BatchArgs& a = batch_args(args);
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) {
+        const float bias = a.bias && row0 + 8 * h + g < a.n ? a.bias[row0 + 8 * h + g] : 0;
+#pragma unroll
+        for (int i = 0; i < T / 8; i++) {
+            float v[2];
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const float s = sums[4 * i + 2 * h + e], other = sums[4 * i + 2 + e];
+                if (SWIGLU) v[e] = a.up_first ? silu(other) * s : silu(s) * other;
+                else v[e] = s + bias;
+            }
+            if (a.residual) {
+                const uint32_t r = transpose8(onto[h][i]);
+                v[0] += bf_lo(r), v[1] += bf_hi(r);
+            }
+            if (sizeof(OUT) == 4) {
+                const int token = token0 + 8 * i + 2 * t, row = row0 + 8 * h + g;
+                float* const out = (float*)a.out + (size_t)token * a.out_stride + row;
+                if (token < a.m && row < a.n) out[0] = v[0];
+                if (token + 1 < a.m && row < a.n) out[a.out_stride] = v[1];
+            } else {
+                const int token = token0 + 8 * i + g, row = row0 + 8 * h + 2 * t;
+                const uint32_t words = transpose8(pack_bf16(v[0], v[1]));
+                if (token < a.m && row < a.n) *(uint32_t*)((bf16*)a.out + (size_t)token * a.out_stride + row) = words;
+            }
+        }
+    }
+}
+
+// Each warpgroup's tiles that several blocks share count the parts that have come: by 4 each time, for ever.
+__device__ uint32_t batch_met[512];
+// Whether this warpgroup has brought a tile's last part.
+DEVICE bool brought_last(int place, int parts, uint32_t* said) {
+    const int group = threadIdx.x >> 7;
+    group == 0 ? named_sync(1, 128) : named_sync(2, 128);
+    if ((threadIdx.x & 127) == 0) said[group] = count_up(batch_met + place, parts) + parts;
+    group == 0 ? named_sync(1, 128) : named_sync(2, 128);
+    return said[group] % PARTS == 0;
+}
+
+// A tile's parts, of which the first `run` lie added up in front.
+template <int T> DEVICE void add_parts(const float4* parts, int run, float* total) {
+    constexpr int FOURS = T / 8, AT_ONCE = T == 8 ? 1 : 2;
+#pragma unroll
+    for (int i = 0; i < FOURS; i += AT_ONCE) {
+        float4 v[AT_ONCE][PARTS];  // all asked for before the first is added
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++)
+#pragma unroll
+            for (int p = 0; p < PARTS; p++)
+                if (p == 0 || p >= run) v[j][p] = __ldcg(parts + (p * FOURS + i + j) * 128);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            float4 s = v[j][0];
+#pragma unroll
+            for (int p = 1; p < PARTS; p++)
+                if (p >= run) s.x += v[j][p].x, s.y += v[j][p].y, s.z += v[j][p].z, s.w += v[j][p].w;
+            float* const to = total + 4 * (i + j);
+            to[0] = s.x, to[1] = s.y, to[2] = s.z, to[3] = s.w;
+        }
+    }
+}
+
+template <int T, bool SWIGLU, typename OUT, typename ARGS>
+DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const ARGS& args) {
+    const BatchArgs& a = batch_args(args);
+    constexpr bool FP8 = sizeof(ARGS) > sizeof(BatchArgs);
+    constexpr int BK = FP8 ? 128 : 64, X_BYTES = T * 128, STAGE_BYTES = A_BYTES + X_BYTES;
+    constexpr int STAGES = (MOST_SHARED - BATCH_BESIDE) / STAGE_BYTES, RING = STAGES * STAGE_BYTES;
+    static_assert(STAGES * 24 + 8 <= 512, "shared memory");
+    DYNAMIC_SHARED(raw);
+    const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u;
+    const uint32_t full_w = smem + RING, full_x = full_w + 8 * STAGES, empty = full_x + 8 * STAGES;
+    uint32_t* const said = (uint32_t*)(raw + (empty + 8 * STAGES - smem_addr(raw)));
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const Share share(a, SWIGLU ? 64 : 128, T, BK);
+    pdl_launch();  // early: see above
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++)
+            mbar_init(full_w + 8 * i, 1), mbar_init(full_x + 8 * i, 1), mbar_init(empty + 8 * i, 2);
+        mbar_init_fence();
+    }
+    __syncthreads();
+    if (warp >= 8) {
+        if (T == 128) regs_shrink<40>();
+        Place<STAGES> to;
+        if (warp == 8 && lane == 0)
+            share.each([&](int tile, int, int k) {
+                const uint32_t dst = smem + to.at * STAGE_BYTES, bar = full_w + 8 * to.at;
+                mbar_wait(empty + 8 * to.at, to.phase ^ 1);
+                mbar_expect(bar, A_BYTES);
+                if (SWIGLU) tma_load_pairs(dst, mw, k * BK, tile * 8, bar);
+                else tma_load_once(dst, mw, k * BK, tile * 128, bar);
+                to.next();
+            });
+        if (warp == 9 && lane == 0) {
+            pdl_wait();
+            share.each([&](int, int turn, int k) {
+                const uint32_t dst = smem + to.at * STAGE_BYTES + A_BYTES, bar = full_x + 8 * to.at;
+                mbar_wait(empty + 8 * to.at, to.phase ^ 1);
+                mbar_expect(bar, X_BYTES);
+                tma_load(dst, mx, k * BK, turn * T, bar);
+                to.next();
+            });
+        }
+        return;
+    }
+    if (T == 128) regs_grow<232>();
+    pdl_wait();
+    const int group = threadIdx.x >> 7, tid = threadIdx.x & 127;
+    const uint64_t desc_a = wgmma_desc(smem + group * (A_BYTES / 2), 0), desc_b = wgmma_desc(smem + A_BYTES, 0);
+    Place<STAGES> from;
+    float acc[T / 2], total[T / 2];
+    for (int unit = share.first; unit < share.end; unit++) {
+        const int part = unit % PARTS, tile = unit / PARTS, begin = part * share.per;
+        const int count = min(share.blocks_k, begin + share.per) - begin;
+#pragma unroll
+        for (int i = 0; i < T / 2; i++) acc[i] = 0;
+        int before = -1;
+        for (int j = 0; j < count; j++) {
+            mbar_wait(full_x + 8 * from.at, from.phase);
+            mbar_wait(full_w + 8 * from.at, from.phase);
+            const uint32_t stage = (from.at * STAGE_BYTES) >> 4;
+            wgmma_touch<T / 2>(acc);
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) step<T, FP8>(acc, desc_a + stage + 2 * i, desc_b + stage + 2 * i);
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (before >= 0 && tid == 0) mbar_arrive(empty + 8 * before);
+            before = from.at;
+            from.next();
+        }
+        wgmma_wait<0>();
+        wgmma_touch<T / 2>(acc);
+        if (before >= 0 && tid == 0) mbar_arrive(empty + 8 * before);
+        // A tile's parts are added in order: here, if its first is here, else once all have come.
+        const bool begun = share.first <= tile * PARTS;
+#pragma unroll
+        for (int i = 0; i < T / 2; i++) total[i] = begun && part > 0 ? total[i] + acc[i] : acc[i];
+        const bool last = part == PARTS - 1 || unit + 1 == share.end;
+        if (begun && !last) continue;
+        Results<T, SWIGLU, OUT> results(share, tile);
+        if (!begun || part < PARTS - 1) {
+            const int owner = share.owner(tile), place = owner * 2 + group, run = share.start(owner + 1) - tile * PARTS;
+            float4* const sums = (float4*)a.sums + ((size_t)place * PARTS) * (T / 8) * 128 + tid;
+#pragma unroll
+            for (int i = 0; i < T / 8; i++)
+                __stcg(sums + ((begun ? 0 : part) * (T / 8) + i) * 128,
+                       make_float4(total[4 * i], total[4 * i + 1], total[4 * i + 2], total[4 * i + 3]));
+            if (!last) continue;
+            if (T < 128) results.ask(a);
+            if (!brought_last(place, unit + 1 - max(share.first, tile * PARTS), said)) continue;
+            add_parts<T>(sums, run, total);
+            if (T == 128) results.ask(a);  // registers are few
+        } else {
+            results.ask(a);
+        }
+        results.scale(args, total);
+        results.store(args, total);
+    }
+}
+#endif  // HOPPER

@@ -56,15 +56,18 @@ async function quantize(
     throw new Error(`'${output}' is there already: --force writes over it`);
   }
   // only now: a wrong command line is answered without loading the library's code
-  const { AutoConfig, Device } = await import("../../mod.ts");
+  const { AutoConfig, BambaForCausalLM, BambaModel, Device } = await import("../../mod.ts");
   const { saveGguf } = await import("../gguf/save.ts");
   const { openCheckpoint } = await import("../modeling/pretrained.ts");
   const config = await AutoConfig.from_pretrained(input);
+  const checkpoint = openCheckpoint(input);
+  const has_head = checkpoint.has("model.embed_tokens.weight");
+  new (has_head ? BambaForCausalLM : BambaModel)(config).checkCheckpoint(checkpoint);
   using device = await Device.open("cpu", { threads: flags.threads });
   const show = process.stderr.isTTY;
   const started = performance.now();
   const source = {
-    checkpoint: openCheckpoint(input),
+    checkpoint,
     config,
     device,
     tokenizer: flags.tokenizer === false ? null : flags.tokenizer ?? input,
@@ -77,7 +80,7 @@ async function quantize(
   });
   if (show) process.stderr.write("\r\x1b[K");
   const bytes = (path: string) => statSync(path).size;
-  const before = source.checkpoint.files.reduce((sum, { path }) => sum + bytes(path), 0);
+  const before = checkpoint.files.reduce((sum, { path }) => sum + bytes(path), 0);
   const mib = (n: number) => (n / 2 ** 20).toFixed(1);
   const seconds = (performance.now() - started) / 1e3;
   console.log(

@@ -60,7 +60,8 @@ interface Planned {
 const piece_bytes = 32 << 20;
 
 /**
- * Writes a GGUF file that llama.cpp reads, too. It appears under its name when whole.
+ * Writes a GGUF file that llama.cpp reads, too. It appears under its name when whole. That all
+ * tensors of the layers are there, in the config's shapes, is for the caller to check.
  *
  * @param path of the file
  * @throws {RangeError} for an unknown type, or what the format has no place for
@@ -157,7 +158,9 @@ function plan(checkpoint: Checkpoint, config: ConfigToWrite): Planned[] {
         listNames(surplus),
     );
   }
-  for (const needed of ["token_embd.weight", "output_norm.weight"]) {
+  // Without a head a file says that its embedding is one.
+  const head = config.tie_word_embeddings ? [] : ["output.weight"];
+  for (const needed of ["token_embd.weight", "output_norm.weight", ...head]) {
     if (!planned.some(({ name }) => name === needed)) {
       throw new RangeError(
         `Expected a tensor for ${needed} in "${checkpoint.path}" but found none`,

@@ -3,6 +3,7 @@
 import { type LayoutName, Tensor } from "../graph/tensor.ts";
 import type { DeviceKindName } from "../native/native.ts";
 import type { Module } from "../nn/module.ts";
+import type { Checkpoint } from "../weights/checkpoint.ts";
 import { isBlocks } from "../weights/layout.ts";
 import type { LoadedWeight, WeightSet, WeightSpec } from "../weights/load.ts";
 
@@ -22,8 +23,34 @@ export function kindsOf(
   return { half, blocks: inside.every(({ dtype }) => isBlocks(dtype)) };
 }
 
+/** What a model loads from a checkpoint: each parameter's weight, and what else may be there. */
+export interface WantedWeights {
+  readonly specs: Map<string, WeightSpec>;
+  readonly tied: Readonly<Record<string, string>>;
+  readonly ignore: (name: string) => boolean;
+}
+
+/** The weights that a model, of a class with these statics, wants of a checkpoint. */
+export function wantedWeights(
+  model: Module & { readonly config: { readonly tie_word_embeddings: boolean } },
+  { base_model_prefix, _tied_weights_keys = {} }: {
+    readonly base_model_prefix?: string;
+    readonly _tied_weights_keys?: Readonly<Record<string, string>>;
+  },
+  checkpoint: Checkpoint,
+  device: DeviceKindName,
+): WantedWeights {
+  const tied = model.config.tie_word_embeddings ? _tied_weights_keys : {};
+  // A checkpoint of a model with a head: the head's own tensors are of no use to the base model.
+  const inside = base_model_prefix !== undefined &&
+    checkpoint.names.some((name) => name.startsWith(`${base_model_prefix}.`));
+  const prefix = inside ? `${base_model_prefix}.` : "";
+  const specs = weightSpecs(model, tied, prefix, device);
+  return { specs, tied, ignore: (name) => !name.startsWith(prefix) };
+}
+
 /** What to load for each parameter path. A tied table is loaded once, as the head's panels. */
-export function weightSpecs(
+function weightSpecs(
   model: Module,
   tied: Readonly<Record<string, string>>,
   prefix: string,

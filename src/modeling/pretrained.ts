@@ -10,6 +10,7 @@ import { environment } from "../native/library.ts";
 import { Module } from "../nn/module.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
 import { openSafetensors } from "../weights/compressed.ts";
+import { matchWeights } from "../weights/match.ts";
 import { loadWeights, type WeightSet, type WeightSpec } from "../weights/load.ts";
 import {
   type CacheDTypes,
@@ -24,7 +25,7 @@ import type { ForwardInputs, ForwardOutputs } from "./forward.ts";
 import { checkFlags, checkOptions } from "./options.ts";
 import { checkQuantization, type QuantizationConfig, quantizeSpecs } from "./quantization.ts";
 import type { ModelOutput } from "./outputs.ts";
-import { kindsOf, weightSpecs, weightTensor } from "./parameters.ts";
+import { kindsOf, wantedWeights, weightTensor } from "./parameters.ts";
 import { ModelRuntime, type RunnableModel } from "./runtime.ts";
 
 /** Options of `from_pretrained`. */
@@ -221,6 +222,17 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     }
   }
 
+  /**
+   * Compares a checkpoint with what this model would load of it.
+   *
+   * @throws {RangeError} naming the tensors that are missing, surplus or misshapen
+   */
+  checkCheckpoint(checkpoint: Checkpoint): void {
+    const model_class = this.constructor as unknown as ModelClass<PreTrainedModel>;
+    const { specs, ...options } = wantedWeights(this, model_class, checkpoint, "cpu");
+    matchWeights(checkpoint, [...specs.values()], options);
+  }
+
   /** HF's eval(): models here are always in evaluation mode. */
   eval(): this {
     return this;
@@ -255,14 +267,9 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     device: Device,
     options: PretrainedOptions,
   ): Promise<void> {
-    const tied = this.config.tie_word_embeddings ? model_class._tied_weights_keys ?? {} : {};
-    const { base_model_prefix } = model_class;
-    // A checkpoint of a model with a head: the head's own tensors are of no use to the base model.
-    const inside = base_model_prefix !== undefined &&
-      checkpoint.names.some((name) => name.startsWith(`${base_model_prefix}.`));
-    const prefix = inside ? `${base_model_prefix}.` : "";
     const { dtype = "auto", quantization_config, progress_callback, signal } = options;
-    let specs = weightSpecs(this, tied, prefix, device.kind);
+    const { tied, ignore, ...wanted } = wantedWeights(this, model_class, checkpoint, device.kind);
+    let { specs } = wanted;
     if (quantization_config !== undefined) {
       const type = checkQuantization(quantization_config);
       specs = quantizeSpecs(type, checkpoint, specs, "model.");
@@ -270,7 +277,7 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     const weights = await loadWeights(device, checkpoint, [...specs.values()], {
       dtype,
       tied,
-      ignore: (name) => !name.startsWith(prefix),
+      ignore,
       progress_callback,
       signal,
     });

@@ -8,8 +8,9 @@ import type { WeightSpec } from "../weights/load.ts";
 
 /**
  * What a whole model can be quantized to: a type of GGUF files, where each matrix gets what
- * llama.cpp would choose for it; or "f8_e4m3", which is what FP8 checkpoints hold: 8-bit floats
- * with a scale for each row in all layers' matrices, while embedding and head stay what they are.
+ * llama.cpp would choose for it, or more bits around the state space (`gguf/mix.ts`); or "f8_e4m3",
+ * which is what FP8 checkpoints hold: 8-bit floats with a scale for each row in all layers'
+ * matrices, while embedding and head stay what they are.
  */
 export type QuantizationType = Exclude<FileType, "f32" | "f16" | "bf16"> | "f8_e4m3";
 

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { copyFileSync, readdirSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { tiny_path } from "../gguf/support.ts";
@@ -84,6 +84,29 @@ describe("inspect", () => {
 });
 
 describe("quantize", () => {
+  it("names what of a checkpoint does not fit its config, and writes nothing", () =>
+    withFolder(async (folder) => {
+      const [model, out] = [join(folder, "model"), join(folder, "x.gguf")];
+      mkdirSync(model);
+      for (const name of ["tokenizer.json", "tokenizer_config.json", "model.safetensors"]) {
+        copyFileSync(join(model_folder, name), join(model, name));
+      }
+      const config = JSON.parse(readFileSync(join(model_folder, "config.json"), "utf8"));
+      const refused = async (fields: Record<string, unknown>, words: RegExp) => {
+        writeFileSync(join(model, "config.json"), JSON.stringify({ ...config, ...fields }));
+        const { code, stderr } = await cli(["quantize", model, out], { writes: folder });
+        assertEquals(code, 1);
+        assertMatch(stderr, words);
+        assertEquals(readdirSync(folder), ["model"]);
+      };
+      await refused(
+        { intermediate_size: 512 },
+        /21 misshapen: .*\[768,256\] instead of \[512,256\]/,
+      );
+      await refused({ mlp_bias: true }, /21 missing: .*gate_proj\.bias/);
+      await refused({ num_hidden_layers: 6, attn_layer_indices: [3] }, /surplus: .*layers\.6\./);
+    }));
+
   it("writes a file that generate runs, and never over another", () =>
     withFolder(async (folder) => {
       const path = join(folder, "m.gguf");

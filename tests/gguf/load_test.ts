@@ -148,6 +148,21 @@ describe("a GGUF file saved from a folder", () => {
     });
   });
 
+  it("is not written without the head that its config has", () =>
+    withFolder(async (folder) => {
+      const config = JSON.parse(readFileSync(join(model_folder, "config.json"), "utf8"));
+      const untied = JSON.stringify({ ...config, tie_word_embeddings: false });
+      writeFileSync(join(folder, "config.json"), untied);
+      const one = { dtype: "F32", shape: [1], data: new Float32Array(1) };
+      const names = ["embed_tokens.weight", "final_layernorm.weight"];
+      await writeSafetensors(join(folder, "model.safetensors"), names.map((name) => [name, one]));
+      await assertRejects(
+        () => save(folder, join(folder, "m.gguf"), {}),
+        RangeError,
+        "Expected a tensor for output.weight in",
+      );
+    }));
+
   it("can be written by a loaded model, and stops when asked to", () =>
     withFolder(async (folder) => {
       using model = await AutoModelForCausalLM.from_pretrained(model_folder);

@@ -51,7 +51,7 @@ export async function run(options: BenchOptions): Promise<void> {
   await report(options, {
     bench: "decode",
     ...result,
-    unit: "GB/s read",
+    unit: "byte/s read",
     cpu_level: device.info().cpu_level,
     threads: device.threads,
     bytes_per_token: bytes,

@@ -27,10 +27,10 @@ export function matrixBytes(model: BambaForCausalLM): number {
 export function multiplyPeak(
   weights: BenchWeights,
 ): { unit: string; of: (measured: Measured) => number } {
-  if (!isFloat(weights)) return { unit: "TOP/s int8", of: (found) => found.int8_dot_op_s };
-  if (weights !== "bf16") return { unit: "TFLOP/s f32", of: (found) => found.f32_flop_s };
+  if (!isFloat(weights)) return { unit: "int8 op/s", of: (found) => found.int8_dot_op_s };
+  if (weights !== "bf16") return { unit: "f32 flop/s", of: (found) => found.f32_flop_s };
   return {
-    unit: "TFLOP/s for bf16",
+    unit: "flop/s for bf16",
     of: (found) => Math.max(found.bf16_dot_op_s, found.f32_flop_s),
   };
 }

@@ -7,8 +7,9 @@ const prefixes = ["", "k", "M", "G", "T"];
 /** Narrower columns would move from row to row. */
 const column_min = 8;
 
-/** A number in four digits, large ones with a prefix of their unit: 41.25G. */
+/** A number in four digits, large ones with a prefix of their unit, 41.25G, small ones as 3.1e-7. */
 function shown(x: number): string {
+  if (x !== 0 && Math.abs(x) < 1e-4) return Number(x.toPrecision(3)).toExponential();
   const step = Math.min(prefixes.length - 1, Math.floor(Math.log10(Math.abs(x) || 1) / 3));
   if (step < 2) return String(Number.isInteger(x) ? x : Number(x.toPrecision(4)));
   return Number((x / 1000 ** step).toPrecision(4)) + prefixes[step];
@@ -38,11 +39,11 @@ export class Table {
     );
     const texts = columns.map(([, value]) => cell(value));
     const names = columns.map(([name]) => name).join();
-    const goes_on = names === this.#header &&
-      texts.every((text, i) => text.length <= this.#widths[i]);
-    if (!goes_on) {
-      this.#widths = columns.map(([name], i) => Math.max(column_min, name.length, texts[i].length));
-    }
+    const known = names === this.#header ? this.#widths : [];
+    this.#widths = columns.map(([name], i) =>
+      Math.max(column_min, name.length, texts[i].length, known[i] ?? 0)
+    );
+    const goes_on = known.length > 0 && this.#widths.every((width, i) => width === known[i]);
     const join = (words: readonly string[]) =>
       columns.map(([, value], i) =>
         typeof value === "string"

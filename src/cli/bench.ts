@@ -69,7 +69,9 @@ async function bench(names: string[], flags: BenchOptions, signal: AbortSignal):
 /** Adds `bench` to the program. */
 export function addBench(program: Command, signal: AbortSignal): void {
   const command = program.command("bench")
-    .description("Measure; each result is a JSON line with its share of this machine's peak")
+    .description(
+      "Measure: a table, or JSON lines, each result with its share of this machine's peak",
+    )
     .argument("<name...>", `what to measure: ${benchNames().join(", ")}`)
     .option("--shape <name>", "shape of the model with random weights", "1.2b")
     .addOption(

@@ -3,6 +3,7 @@ import type { Command } from "commander";
 import { isGguf, readGgufParts } from "../gguf/checkpoint.ts";
 import { type GgufValue, type Metadata, tensor_types } from "../gguf/format.ts";
 import { Checkpoint } from "../weights/checkpoint.ts";
+import { printable } from "../weights/explain.ts";
 import { readSafetensorsHeader } from "../weights/safetensors.ts";
 import { addRuntime, wholeNumber } from "./options.ts";
 
@@ -106,9 +107,10 @@ function print(found: Inspection, tensors_max: number): void {
   for (const { path, bytes } of found.files) console.log(`  ${path}: ${mib(bytes)}`);
   const keys = Object.keys(found.metadata);
   if (keys.length) console.log("\nmetadata");
-  for (const key of keys) console.log(`  ${key} = ${short(found.metadata[key])}`);
+  for (const key of keys) console.log(`  ${printable(key)} = ${short(found.metadata[key])}`);
   console.log(`\n${found.tensors.length} tensors`);
-  const shown = found.tensors.slice(0, tensors_max);
+  const shown = found.tensors.slice(0, tensors_max)
+    .map((tensor) => ({ ...tensor, name: printable(tensor.name) }));
   const width = Math.max(0, ...shown.map(({ name }) => name.length));
   const type_width = Math.max(0, ...Object.keys(found.types).map((type) => type.length));
   for (const { name, type, shape, bytes } of shown) {

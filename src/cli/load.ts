@@ -16,6 +16,8 @@ export async function loadModel(flags: ModelFlags, signal: AbortSignal) {
   const show = process.stderr.isTTY;
   const model = await AutoModelForCausalLM.from_pretrained(folder, {
     dtype: flags.dtype,
+    ...(flags.quantize ? { quantization_config: { type: flags.quantize } } : {}),
+    batch_invariant: flags.batchInvariant,
     cache_dtype: flags.cacheDtype,
     state_dtype: flags.stateDtype,
     device: flags.device,

@@ -1,6 +1,7 @@
 /** Options that several subcommands share, with Hugging Face's names in kebab case. */
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { DeviceName } from "../device.ts";
+import { quantization_types, type QuantizationType } from "../modeling/quantization.ts";
 import { default_model } from "./place.ts";
 
 /** Options that say which model runs where. */
@@ -9,6 +10,8 @@ export interface ModelFlags {
   dtype: "auto" | "float32" | "bfloat16" | "float16";
   device: DeviceName;
   threads?: number;
+  quantize?: QuantizationType;
+  batchInvariant?: boolean;
   cacheDtype?: "float32" | "bfloat16" | "float16" | "q8_0";
   stateDtype?: "float32" | "bfloat16" | "float16";
 }
@@ -63,10 +66,14 @@ export function addRuntime(command: Command): Command {
 /** Adds the options that say which model runs where. */
 export function addModel(command: Command): Command {
   return addRuntime(command)
-    .option("--model <folder>", "model in Hugging Face layout", default_model)
+    .option("--model <path>", "folder in Hugging Face layout, or a .gguf file", default_model)
     .addOption(
       new Option("--dtype <name>", "dtype of the weights; auto: as stored")
         .choices(["auto", "float32", "bfloat16", "float16"]).default("auto"),
+    )
+    .addOption(
+      new Option("--quantize <type>", "what matrices become while they load")
+        .choices(quantization_types),
     )
     .addOption(
       new Option("--cache-dtype <name>", "what keys and values are kept as")
@@ -77,6 +84,7 @@ export function addModel(command: Command): Command {
         .choices(["float32", "bfloat16", "float16"]),
     )
     .option("--device <name>", "auto, cpu, cuda or cuda:N", deviceName, "cpu")
+    .option("--batch-invariant", "a row's bits never depend on its batch, on a GPU, too")
     .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1));
 }
 

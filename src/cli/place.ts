@@ -21,16 +21,18 @@ export const library_path: string = join(
 );
 
 /**
- * Finds a model's folder: as the caller's path, else as a path in the project.
+ * Finds a model's folder or file: as the caller's path, else as a path in the project.
  *
- * @param model a folder, relative to the working directory or to the project
+ * @param model relative to the working directory or to the project
  * @throws {RangeError} when neither exists
  */
 export function modelFolder(model: string): string {
   for (const folder of [resolve(model), join(root, model)]) {
     if (existsSync(folder)) return folder;
   }
-  throw new RangeError(`Expected --model to be a folder but '${model}' does not exist.`);
+  throw new RangeError(
+    `Expected --model to be a folder or a .gguf file but '${model}' does not exist.`,
+  );
 }
 
 /**

@@ -1,6 +1,6 @@
 /** The base of all models: loading, calling, freeing. HF's PreTrainedModel. */
 
-import { basename } from "node:path";
+import { basename, resolve } from "node:path";
 import { Device, type DeviceName } from "../device.ts";
 import { type DTypeName, Tensor } from "../graph/tensor.ts";
 import { isGguf, openGguf } from "../gguf/checkpoint.ts";
@@ -108,6 +108,8 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
   z_loss_coefficient = 0;
   /** Folder or file that the model was loaded from. */
   name_or_path = "";
+  /** The same, whatever the working directory is by now. */
+  #path = "";
   #runtime: ModelRuntime | undefined;
 
   /** Records the model's definition over the tokens of a batch. */
@@ -148,6 +150,7 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
     const device = await Device.open(name as DeviceName, { threads: options.threads });
     try {
       model.name_or_path = dir;
+      model.#path = resolve(dir);
       await model.load(this, checkpoint, device, options);
       await model.afterLoad(dir);
     } catch (error) {
@@ -209,14 +212,15 @@ export abstract class PreTrainedModel extends Module implements RunnableModel {
    */
   async save_gguf(path: string, options: SaveGgufOptions = {}): Promise<void> {
     checkOptions("save_gguf", options, ["type", "tokenizer", "progress_callback", "signal"]);
-    const { tokenizer = this.name_or_path, ...rest } = options;
-    const checkpoint = openCheckpoint(this.name_or_path);
+    const { device } = this;
+    const { tokenizer = this.#path, ...rest } = options;
+    const checkpoint = openCheckpoint(this.#path);
     const config = this.config as unknown as ConfigToWrite;
     // The CPU converts: a GPU's weights lie in orders of their own.
-    const cpu = this.device.kind === "cpu" ? undefined : await Device.open("cpu");
+    const cpu = device.kind === "cpu" ? undefined : await Device.open("cpu");
     try {
-      const source = { checkpoint, config, tokenizer, device: cpu ?? this.device };
-      await saveGguf({ ...source, name: basename(this.name_or_path) }, path, rest);
+      const source = { checkpoint, config, tokenizer, device: cpu ?? device };
+      await saveGguf({ ...source, name: basename(this.#path) }, path, rest);
     } finally {
       cpu?.dispose();
     }

@@ -19,8 +19,9 @@ export interface QuantizationConfig {
   readonly type: QuantizationType;
 }
 
-const types = [...Object.keys(file_types), "f8_e4m3"]
-  .filter((type) => !["f32", "f16", "bf16"].includes(type));
+/** What there is. */
+export const quantization_types = [...Object.keys(file_types), "f8_e4m3"]
+  .filter((type) => !["f32", "f16", "bf16"].includes(type)) as readonly QuantizationType[];
 
 /**
  * @throws {TypeError} unless it is an object with a type and nothing else
@@ -33,9 +34,9 @@ export function checkQuantization(config: QuantizationConfig): QuantizationType 
       `Expected quantization_config to be { type } but found ${JSON.stringify(config)}`,
     );
   }
-  if (types.includes(config.type)) return config.type;
+  if (quantization_types.includes(config.type)) return config.type;
   throw new RangeError(
-    `Expected quantization_config.type to be one of ${types.join(", ")} ` +
+    `Expected quantization_config.type to be one of ${quantization_types.join(", ")} ` +
       `but found ${JSON.stringify(config.type)}`,
   );
 }

@@ -5,7 +5,7 @@
 
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { explain } from "./explain.ts";
+import { explain, printable } from "./explain.ts";
 import { isJsonObject, parseJson } from "./json.ts";
 import { looksLikeSafetensors, readSafetensorsHeader } from "./safetensors.ts";
 
@@ -46,7 +46,8 @@ const shown_max = 10;
 /** At most ten names, and how many more there are. */
 export function listNames(names: readonly string[]): string {
   const rest = names.length - shown_max;
-  return names.slice(0, shown_max).join(", ") + (rest > 0 ? ` and ${rest} more` : "");
+  return names.slice(0, shown_max).map(printable).join(", ") +
+    (rest > 0 ? ` and ${rest} more` : "");
 }
 
 /** The tensors of a checkpoint by name. Only headers are read; weights stay in the files. */

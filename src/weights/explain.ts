@@ -13,6 +13,11 @@ export function explained(what: string, error: unknown): unknown {
   return new Kind(`${what}: ${error.message}`, { cause: error });
 }
 
+/** A name from a file for a sentence or a terminal: no control character comes through. */
+export function printable(name: string): string {
+  return JSON.stringify(name).slice(1, -1);
+}
+
 /** Runs `body`; what it throws begins with what could not be done, as {@link explained} says. */
 export function explain<T>(what: string, body: () => T): T {
   try {

@@ -3,6 +3,8 @@ import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } fro
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { tiny_path } from "../gguf/support.ts";
+import { MetadataBuilder } from "../../src/gguf/values.ts";
+import { writeGguf } from "../../src/gguf/writer.ts";
 import { writeSafetensors } from "../../src/weights/safetensors.ts";
 import { model_folder, withFolder } from "../weights/support.ts";
 import { cli } from "./support.ts";
@@ -59,6 +61,19 @@ describe("inspect", () => {
       assertStringIncludes(stdout, "  a.weight_scale  F32     [4, 1] ");
       assertMatch(stdout, /F8_E4M3 1 tensors, 32 weights of 8 bits/);
       assertMatch(stdout, /\n32 weights, 12\.000 bits a weight\n$/);
+    }));
+
+  it("shows names that would steer a terminal as what they are", () =>
+    withFolder(async (folder) => {
+      const path = join(folder, "x.gguf");
+      const builder = new MetadataBuilder().add("a\x1b[2Jb", "string", "c\x1b[0m");
+      const tensor = { name: "d\r\n", type: "F32", shape: [1], data: () => [Float32Array.of(1)] };
+      await writeGguf(path, builder.metadata, [tensor]);
+      const { stdout } = await cli(["inspect", path]);
+      assertStringIncludes(stdout, '  a\\u001b[2Jb = "c\\u001b[0m"\n');
+      assertStringIncludes(stdout, "  d\\r\\n  F32 ");
+      const model = await cli(["generate", "--model", path, "x"]);
+      assert(!model.stderr.includes("\x1b"), model.stderr);
     }));
 
   it("tells a file of another kind from none", () =>

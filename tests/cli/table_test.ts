@@ -17,8 +17,8 @@ describe("a table of results", () => {
       "bench              tok_s      peak",
       "prefill of 512         9         1",
     ]);
-    assertEquals(table.rows({ bench: "decode", tok_s: 8, peak: 1 }), [
-      "decode                 8         1",
+    assertEquals(table.rows({ bench: "decode", tok_s: 8, peak: 12_345.678 }), [
+      "decode                 8     12350",
     ]);
     assertEquals(table.rows({ bench: "fuzz", rounds: 3, left_out: undefined }), [
       "",
@@ -32,6 +32,11 @@ describe("a table of results", () => {
     assertEquals(table.rows({ ratios: [2, 1.5], names: ["a", "b"], none: [], null: null }), [
       "  ratios     names      none      null",
       "  1.5..2       a,b         -         -",
+    ]);
+    assertEquals(table.rows({ small: 0.00025, tiny: -0.00000312345, none: 0 }), [
+      "",
+      "   small      tiny      none",
+      " 0.00025  -3.12e-6         0",
     ]);
     assertEquals(
       table.rows({ bench: "parts", shares: { linear: 0.9, scan: 0.00025 } }),

@@ -1,4 +1,4 @@
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -6,6 +6,7 @@ import { describe, it } from "node:test";
 import { assert, assertAlmostEquals, assertEquals, assertStringIncludes } from "@std/assert";
 import { whyLevel } from "../../src/cli/doctor.ts";
 import type { CpuLevelName } from "../../src/native/native.ts";
+import { withFolder } from "../weights/support.ts";
 import { cli, root } from "./support.ts";
 
 interface Case {
@@ -93,6 +94,25 @@ describe("generate", () => {
 });
 
 describe("perplexity", () => {
+  it("is that of blocks where the model is quantized while it loads", () =>
+    withFolder(async (folder) => {
+      const file = join(folder, "text.txt");
+      writeFileSync(file, "a small dog is a kind of dog");
+      const losses: number[] = [];
+      for (const more of [[], ["--quantize", "q4_0"]]) {
+        const { code, stdout, stderr } = await cli([
+          "perplexity",
+          "--json",
+          "--file",
+          file,
+          ...more,
+        ]);
+        assertEquals(code, 0, stderr);
+        losses.push(JSON.parse(stdout).loss);
+      }
+      assert(losses[0] !== losses[1] && Math.abs(losses[0] - losses[1]) < 0.5, `${losses}`);
+    }));
+
   it("is the model's known held-out loss", async () => {
     const { code, stdout, stderr } = await cli(["perplexity", "--json"]);
     assertEquals(code, 0, stderr);

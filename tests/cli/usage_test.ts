@@ -32,6 +32,7 @@ describe("the command line's usage", () => {
     ["a word for a number", ["generate", "--top-k", "many", "x"], /--top-k to be a number.*'many'/],
     ["a share above one", ["generate", "--top-p", "1.5", "x"], /from 0 to 1.*'1\.5'/],
     ["an unknown dtype", ["generate", "--dtype", "int3", "x"], /float32.*'int3'/],
+    ["an unknown type at load", ["generate", "--quantize", "q3", "x"], /q4_k_m.*'q3'/],
     ["an unknown device", ["generate", "--device", "tpu", "x"], /cpu.*'tpu'/],
     ["no threads", ["generate", "--threads", "0", "x"], /at least 1.*'0'/],
     ["an option without its value", ["generate", "--model"], /model/],

@@ -8,7 +8,8 @@ import {
   assertThrows,
 } from "@std/assert";
 import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { basename, dirname, join } from "node:path";
+import process from "node:process";
 import { describe, it } from "node:test";
 import { AutoConfig, AutoModelForCausalLM, AutoTokenizer } from "../../mod.ts";
 import { openGguf, readGgufParts } from "../../src/gguf/checkpoint.ts";
@@ -176,6 +177,20 @@ describe("a GGUF file saved from a folder", () => {
       await assertRejects(() => model.save_gguf(path, { type: "q9" }), RangeError, 'found "q9"');
       const signal = AbortSignal.abort();
       await assertRejects(() => model.save_gguf(join(folder, "n.gguf"), { signal }), Error);
+      assertEquals(readdirSync(folder), ["m.gguf"]);
+    }));
+
+  it("can be written from another working directory than its model was loaded in", () =>
+    withFolder(async (folder) => {
+      const before = process.cwd();
+      try {
+        process.chdir(dirname(model_folder));
+        using model = await AutoModelForCausalLM.from_pretrained(basename(model_folder));
+        process.chdir(folder);
+        await model.save_gguf("m.gguf", { type: "q8_0" });
+      } finally {
+        process.chdir(before);
+      }
       assertEquals(readdirSync(folder), ["m.gguf"]);
     }));
 });

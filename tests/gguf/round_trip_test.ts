@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import type { GgufValue, ItemTypeName } from "../../src/gguf/format.ts";
@@ -86,6 +86,36 @@ describe("GGUF metadata and tensors", () => {
         Error,
         `Cannot write "${path}": ENOENT`,
       );
+      const refused = (to: unknown, words: string) =>
+        assertRejects(() => writeGguf(to as string, new Map(), []), TypeError, words);
+      await refused(folder, `found the folder "${folder}"`);
+      await refused(undefined, "path of a file to write but found undefined");
+    }));
+
+  it("stay apart where two get one name, of which the last stays", () =>
+    withFolder(async (folder) => {
+      const path = join(folder, "x.gguf");
+      let go = () => {};
+      const second = new Promise<void>((resolve) => go = resolve);
+      const write = (value: number, before: () => Promise<void> | void) =>
+        writeGguf(path, new Map(), [{
+          name: "a",
+          type: "F32",
+          shape: [1],
+          async *data() {
+            await before();
+            yield Float32Array.of(value);
+          },
+        }]);
+      const slow = write(1, () => second);
+      await write(2, () => {});
+      const at = readGgufHeader(path).dataOffset;
+      const value = () => readFileSync(path).readFloatLE(at);
+      assertEquals(value(), 2);
+      go();
+      await slow;
+      assertEquals(value(), 1);
+      assertEquals(readdirSync(folder), ["x.gguf"]);
     }));
 });
 

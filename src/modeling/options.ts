@@ -1,24 +1,11 @@
 /** Checks of options: an unknown name is an error that suggests the nearest. */
 
+import { editDistance } from "../tokenizer/options.ts";
 import { describe } from "./inputs.ts";
-
-/** Edit distance of two short names. */
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      const change = row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
-      next.push(Math.min(change, row[j] + 1, next[j - 1] + 1));
-    }
-    row = next;
-  }
-  return row[b.length];
-}
 
 /** The known name closest to `name`, when it is close enough to be meant. */
 export function nearestName(name: string, known: readonly string[]): string | undefined {
-  const ranked = known.map((k) => [distance(name.toLowerCase(), k.toLowerCase()), k] as const)
+  const ranked = known.map((k) => [editDistance(name.toLowerCase(), k.toLowerCase()), k] as const)
     .sort((a, b) => a[0] - b[0]);
   return ranked.length > 0 && ranked[0][0] <= Math.max(2, name.length / 3)
     ? ranked[0][1]

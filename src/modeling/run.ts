@@ -2,7 +2,6 @@
 
 import type { Plan } from "../graph/plan.ts";
 import { encodeStep, type SamplingFields } from "../graph/step.ts";
-import { page_tokens } from "../native/bindings.gen.ts";
 import type { NativeJob } from "../native/job.ts";
 import type { HybridMambaAttentionDynamicCache } from "./cache.ts";
 import { SharedBuffer } from "./rows.ts";
@@ -140,9 +139,4 @@ export function rising(start: number, count: number): Int32Array {
   const list = new Int32Array(count);
   for (let i = 0; i < count; i++) list[i] = start + i;
   return list;
-}
-
-/** Pages that `tokens` positions take. */
-export function pagesFor(tokens: number): number {
-  return Math.ceil(tokens / page_tokens);
 }

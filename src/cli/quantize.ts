@@ -1,7 +1,7 @@
 /** `./dev quantize`: a model as a GGUF file, in any of its types. */
 import { type Command, InvalidArgumentError } from "commander";
-import { basename } from "node:path";
-import { statSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
+import { basename, join } from "node:path";
 import process from "node:process";
 import { file_types } from "../gguf/mix.ts";
 import type { SaveProgress } from "../gguf/save.ts";
@@ -57,12 +57,20 @@ async function quantize(
   }
   // only now: a wrong command line is answered without loading the library's code
   const { AutoConfig, BambaForCausalLM, BambaModel, Device } = await import("../../mod.ts");
+  const { isGguf } = await import("../gguf/checkpoint.ts");
   const { saveGguf } = await import("../gguf/save.ts");
   const { openCheckpoint } = await import("../modeling/pretrained.ts");
   const config = await AutoConfig.from_pretrained(input);
   const checkpoint = openCheckpoint(input);
   const has_head = checkpoint.has("model.embed_tokens.weight");
   new (has_head ? BambaForCausalLM : BambaModel)(config).checkCheckpoint(checkpoint);
+  const has_tokenizer = isGguf(input) || existsSync(join(input, "tokenizer.json"));
+  if (flags.tokenizer === undefined && !has_tokenizer) {
+    throw new Error(
+      `'${input}' has no tokenizer.json: name a folder with one by --tokenizer, or write none ` +
+        "by --no-tokenizer",
+    );
+  }
   using device = await Device.open("cpu", { threads: flags.threads });
   const show = process.stderr.isTTY;
   const started = performance.now();

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { tiny_path } from "../gguf/support.ts";
@@ -99,7 +99,7 @@ describe("inspect", () => {
 });
 
 describe("quantize", () => {
-  it("names what of a checkpoint does not fit its config, and writes nothing", () =>
+  it("names what does not fit in a folder, and writes nothing", () =>
     withFolder(async (folder) => {
       const [model, out] = [join(folder, "model"), join(folder, "x.gguf")];
       mkdirSync(model);
@@ -120,6 +120,8 @@ describe("quantize", () => {
       );
       await refused({ mlp_bias: true }, /21 missing: .*gate_proj\.bias/);
       await refused({ num_hidden_layers: 6, attn_layer_indices: [3] }, /surplus: .*layers\.6\./);
+      rmSync(join(model, "tokenizer.json"));
+      await refused({}, /has no tokenizer\.json: .*--no-tokenizer\.$/m);
     }));
 
   it("writes a file that generate runs, and never over another", () =>

@@ -19,6 +19,8 @@ const subcommands = [
   "ok",
 ] as const;
 type Subcommand = typeof subcommands[number];
+/** Those that clean up before they end. */
+const interruptible: readonly string[] = ["generate", "chat", "perplexity", "quantize"];
 
 /**
  * Adds one subcommand. Each has a file of its own that is imported only when it is wanted: the
@@ -81,7 +83,10 @@ function stop(status: number): void {
   interrupt.abort();
 }
 process.on("SIGINT", () => stop(exit_status.interrupted));
-process.on("SIGTERM", () => stop(exit_status.terminated));
+// The others run tools that know nothing of this program's signals, or measure: they end at once.
+if (interruptible.includes(process.argv[2])) {
+  process.on("SIGTERM", () => stop(exit_status.terminated));
+}
 process.stdout.on("error", (error: Error & { code?: string }) => {
   // the reader has gone (`| head`): nobody is left to write for
   process.exit(error.code === "EPIPE" ? exit_status.broken_pipe : exit_status.failed);

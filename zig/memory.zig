@@ -20,7 +20,10 @@ const bytes_max = 1 << 46;
 /// Zeroed pages that cost memory only once they are touched. `what` names them in the sentence.
 pub fn map(bytes: u64, huge: bool, what: []const u8, f: *Failure) Rejected!Pages {
     try check(bytes, what, f);
-    const length = std.mem.alignForward(u64, @max(bytes, 1), std.heap.page_size_min);
+    const advise = huge and bytes >= huge_page;
+    // The system places whole huge pages where they can be some, other lengths anywhere.
+    const unit: u64 = if (advise) huge_page else std.heap.page_size_min;
+    const length = std.mem.alignForward(u64, @max(bytes, 1), unit);
     const pages = posix.mmap(
         null,
         length,
@@ -29,7 +32,6 @@ pub fn map(bytes: u64, huge: bool, what: []const u8, f: *Failure) Rejected!Pages
         -1,
         0,
     ) catch return f.set(.memory, "The system refused {d} bytes for {s}", .{ bytes, what });
-    const advise = huge and length >= huge_page;
     if (advise) posix.madvise(pages.ptr, length, posix.MADV.HUGEPAGE) catch {};
     _ = allocated.fetchAdd(length, .monotonic);
     return pages;

@@ -31,7 +31,8 @@ export class HybridMambaAttentionDynamicCache {
     if (!Number.isInteger(batch_size) || batch_size < 1) {
       throw new RangeError(`Expected a batch_size of 1 or more but found ${batch_size}`);
     }
-    this.#state = device.createBuffer(Math.max(64, layout.slot_bytes * batch_size));
+    const bytes = Math.max(64, layout.slot_bytes * batch_size);
+    this.#state = device.createBuffer(bytes, { hugePages: true });
     this.lengths = new Array(batch_size).fill(0);
     this.#slots = Array.from({ length: batch_size }, (_, row) => row);
     this.#pages = new PagePool(device, layout.page_bytes, batch_size);
@@ -242,7 +243,8 @@ export class HybridMambaAttentionDynamicCache {
   #growSlots(): void {
     const { slot_bytes } = this.layout;
     const count = Math.floor(this.#state.byteLength / slot_bytes);
-    const grown = this.device.createBuffer((count + this.batch_size) * slot_bytes);
+    const bytes = (count + this.batch_size) * slot_bytes;
+    const grown = this.device.createBuffer(bytes, { hugePages: true });
     const span = { srcOffset: 0, dstOffset: 0, bytes: count * slot_bytes };
     this.device.native.copyBuffer(this.#state.handle, grown.handle, [span]);
     this.#state.dispose();

@@ -81,8 +81,10 @@ fn Panels(
         inline fn place(c: [*]f32, i: usize, j: usize) [*]f32 {
             return c + (j / n * rows + i) * width + vector(j) * L;
         }
-        inline fn load(c: [*]f32) Self {
-            var s: Self = undefined;
+        /// Sums of what lies before, or of nothing.
+        inline fn begun(c: [*]f32, fresh: bool) Self {
+            var s: Self = .{ .sums = @splat(@splat(simd.zero)) };
+            if (fresh) return s;
             inline for (0..rows) |i| inline for (0..all) |j| {
                 s.sums[i][j] = simd.ldF(place(c, i, j));
             };
@@ -283,7 +285,7 @@ fn Panels(
     };
 }
 
-/// What n neighbouring blocks of `across` panels add to their sums.
+/// What n neighbouring blocks of `across` panels add to their sums, which start here if `fresh`.
 fn add(
     comptime dtype: DType,
     comptime rows: usize,
@@ -293,6 +295,7 @@ fn add(
     apart: usize,
     x: Rows,
     c: [*]f32,
+    fresh: bool,
 ) void {
     @setEvalBranchQuota(1_000_000);
     // With one row, all vectors of a panel share what is loaded of x.
@@ -300,13 +303,13 @@ fn add(
     const columns = comptime block.columns(dtype);
     const one = comptime block_panel.groupBytes(dtype);
     inline for (0..V / beside) |group| {
-        var s: Panels(dtype, rows, across, group * beside, beside) = .load(c);
+        var s: Panels(dtype, rows, across, group * beside, beside) = .begun(c, fresh);
         for (0..n) |b| {
-            const from = x.from(.bytes, rows, b * (columns / int8.columns));
+            const part = x.from(.bytes, rows, b * (columns / int8.columns));
             if (columns == block.long)
-                s.long(w + b * one, apart, from)
+                s.long(w + b * one, apart, part)
             else
-                s.short(w + b * one, apart, from);
+                s.short(w + b * one, apart, part);
         }
         s.store(c);
     }
@@ -327,7 +330,6 @@ fn panels(
     const one = comptime block_panel.groupBytes(dtype);
     const blocks = K / columns;
     const step = if (n_panels == across) blocks else slice / columns;
-    @memset(c[0 .. n_panels * rows * width], 0);
     var b: usize = 0;
     while (b < blocks) : (b += step) {
         var p: usize = 0;
@@ -335,7 +337,7 @@ fn panels(
             const n = @min(step, blocks - b);
             const from = x.from(.bytes, rows, b * (columns / int8.columns));
             const at = w + p * distance + b * one;
-            add(dtype, rows, across, n, at, distance, from, c + p * rows * width);
+            add(dtype, rows, across, n, at, distance, from, c + p * rows * width, b == 0);
         }
     }
 }

@@ -38,7 +38,10 @@ const Shape = struct {
     }
 };
 
-/// Some channels with their weights as (W, channels), a row of zeros, and where each input lies.
+/// What lies before a sequence's start.
+const zeros: [channels_step]f32 align(64) = @splat(0);
+
+/// Some channels with their weights as (W, channels), and where each input lies.
 const Block = struct {
     t: *const Task,
     c0: usize,
@@ -46,11 +49,10 @@ const Block = struct {
     width: usize,
     weight: [*]f32,
     bias: [*]f32,
-    zeros: [*]f32,
     inputs: [*][*]const f32,
 
     fn bytes(width: usize) usize {
-        return (width + 2) * channels_step * @sizeOf(f32) + width * @sizeOf([*]f32);
+        return (width + 1) * channels_step * @sizeOf(f32) + width * @sizeOf([*]f32);
     }
     fn init(t: *const Task, s: Shape, index: usize, scratch: [*]u8) Block {
         const p: [*]f32 = @ptrCast(@alignCast(scratch));
@@ -62,14 +64,12 @@ const Block = struct {
             .width = s.width,
             .weight = p,
             .bias = p + s.width * channels_step,
-            .zeros = p + (s.width + 1) * channels_step,
-            .inputs = @ptrCast(@alignCast(p + (s.width + 2) * channels_step)),
+            .inputs = @ptrCast(@alignCast(p + (s.width + 1) * channels_step)),
         };
         b.turnWeights(t.f32s(1) + c0 * s.width);
         // A vector may reach beyond the last channel: it must find numbers there.
-        for (0..s.width + 2) |w| @memset(p[w * channels_step + b.n .. (w + 1) * channels_step], 0);
+        for (0..s.width + 1) |w| @memset(p[w * channels_step + b.n .. (w + 1) * channels_step], 0);
         if (t.has(2)) @memcpy(b.bias[0..b.n], t.f32s(2)[c0..]) else @memset(b.bias[0..b.n], 0);
-        @memset(b.zeros[0..b.n], 0);
         return b;
     }
     /// (n, W) to (W, n)
@@ -93,7 +93,7 @@ const Block = struct {
     /// The input `back` tokens before token `row`, the sequence's token number i of this run.
     fn input(b: Block, seq: usize, row: usize, i: usize, back: usize) [*]const f32 {
         if (back <= i) return b.t.row(0, row - back) + b.c0;
-        if (b.t.step.past_len.?[seq] == 0) return b.zeros;
+        if (b.t.step.past_len.?[seq] == 0) return &zeros;
         return b.state(seq, b.width - (back - i));
     }
 

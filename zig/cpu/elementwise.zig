@@ -17,7 +17,7 @@ pub const kernels = .{
     .add = kernel.Kernel{ .units = units, .run = over(addOf) },
     .mul = kernel.Kernel{ .units = units, .run = over(mulOf) },
     .silu = kernel.Kernel{ .units = units, .run = over(simd.silu) },
-    .gather_rows = kernel.Kernel{ .units = units, .run = gather },
+    .gather_rows = kernel.Kernel{ .units = unitsOfRows, .run = gather },
 };
 
 inline fn swigluOf(gate: F, up: F) F {
@@ -30,17 +30,23 @@ inline fn mulOf(a: F, b: F) F {
     return a * b;
 }
 
-/// Elements of a unit: two to four microseconds.
+/// Elements of a unit: two to four microseconds. A single row, whose inputs lie in the caches of
+/// all threads, goes in smaller pieces, so that it takes them all to fetch it.
 const unit_elements = 16384;
+const piece_elements = 1024;
 
 fn unitRows(t: *const Task) usize {
     return @max(1, unit_elements / @max(1, t.cols(t.n_operands - 1)));
 }
 
-fn units(t: *const Task, phase: u32) callconv(.c) u32 {
-    _ = phase;
+fn unitsOfRows(t: *const Task, _: u32) callconv(.c) u32 {
     const n = unitRows(t);
     return @intCast((t.rows(t.n_operands - 1) + n - 1) / n);
+}
+fn units(t: *const Task, phase: u32) callconv(.c) u32 {
+    const out = t.n_operands - 1;
+    if (t.rows(out) != 1) return unitsOfRows(t, phase);
+    return @intCast((t.cols(out) + piece_elements - 1) / piece_elements);
 }
 
 const Run = @typeInfo(@FieldType(kernel.Kernel, "run")).pointer.child;
@@ -50,13 +56,19 @@ fn over(comptime f: anytype) *const Run {
     const inputs = @typeInfo(@TypeOf(f)).@"fn".params.len;
     return struct {
         fn run(t: *const Task, _: u32, begin: u32, end: u32, _: [*]u8) callconv(.c) void {
-            const n = unitRows(t);
-            for (begin * n..@min(end * n, t.rows(inputs))) |r| {
-                const a = t.row(0, r);
-                const out = t.row(inputs, r);
-                if (inputs == 1) simd.map(f, t.cols(inputs), a, out);
-                if (inputs == 2) map2(f, t.cols(inputs), a, t.row(1, r), out);
+            const cols = t.cols(inputs);
+            if (t.rows(inputs) == 1) {
+                const from = begin * piece_elements;
+                return columns(t, 0, from, @min(end * piece_elements, cols));
             }
+            const n = unitRows(t);
+            for (begin * n..@min(end * n, t.rows(inputs))) |r| columns(t, r, 0, cols);
+        }
+        fn columns(t: *const Task, r: usize, from: usize, to: usize) void {
+            const a = t.row(0, r) + from;
+            const out = t.row(inputs, r) + from;
+            if (inputs == 1) simd.map(f, to - from, a, out);
+            if (inputs == 2) map2(f, to - from, a, t.row(1, r) + from, out);
         }
     }.run;
 }

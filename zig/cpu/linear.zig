@@ -18,7 +18,8 @@ const gemv = @import("linear_gemv.zig");
 const block = @import("block.zig");
 const blocks = @import("linear_blocks.zig");
 const pairs = @import("linear_bf16.zig");
-const finish = @import("linear_finish.zig").finish;
+const finish_file = @import("linear_finish.zig");
+const finish = finish_file.finish;
 const Task = kernel.Task;
 const DType = command.DType;
 const width = command.panel;
@@ -137,8 +138,9 @@ fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
     const wide = sums + gemv.streams * gemv.max_rows * width;
     const x = t.f32s(X);
     gemv.run(s.dtype, s.K, s.M, first, s.distance * one, n, x, t.stride(X), sums, wide);
+    const way = finish_file.wayOf(s.panels * one);
     for (0..n) |p| for (0..s.M) |i|
-        finish(t, i, 1, unit + p * s.distance, sums + gemv.place(s.M, n, i, p), 0);
+        finish(t, i, 1, unit + p * s.distance, sums + gemv.place(s.M, n, i, p), 0, way);
 }
 
 fn multiply(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
@@ -157,7 +159,7 @@ fn multiply(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
         for (t0..t1) |i| {
             const h = s.cut.height(i);
             for (0..across) |j|
-                finish(t, s.cut.at(i), h, p + j, c + j * width, across * width);
+                finish(t, s.cut.at(i), h, p + j, c + j * width, across * width, .cached);
             c += h * across * width;
         }
     }

@@ -17,7 +17,8 @@
 const std = @import("std");
 const command = @import("command");
 const block = @import("block.zig");
-const finish = @import("linear_finish.zig").finish;
+const finish_file = @import("linear_finish.zig");
+const finish = finish_file.finish;
 const gemm = @import("linear_gemm.zig");
 const int8 = @import("int8.zig");
 const kernel = @import("kernel.zig");
@@ -132,8 +133,10 @@ fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: *Scratch) void {
     const n = (s.panels - unit + s.distance - 1) / s.distance;
     const rows = Rows.at(t.workspace.?, s.M, s.K, 0);
     few.multiply(s.dtype, s.K, s.M, from, s.distance * one, n, rows, &sums.c);
+    const way = finish_file.wayOf(s.panels * one);
+    const c: [*]const f32 = &sums.c;
     for (0..n) |p|
-        finish(t, 0, s.M, unit + p * s.distance, @as([*]f32, &sums.c) + p * s.M * width, width);
+        finish(t, 0, s.M, unit + p * s.distance, c + p * s.M * width, width, way);
 }
 
 fn multiply(t: *const Task, s: Shape, unit: usize, mine: *Scratch) void {
@@ -153,7 +156,8 @@ fn multiply(t: *const Task, s: Shape, unit: usize, mine: *Scratch) void {
         const across: usize = @min(many.NP, p1 - p);
         for (t0..t1) |i| {
             const h = s.cut.height(i);
-            for (0..across) |j| finish(t, s.cut.at(i), h, p + j, c + j * width, across * width);
+            for (0..across) |j|
+                finish(t, s.cut.at(i), h, p + j, c + j * width, across * width, .cached);
             c += h * across * width;
         }
     }

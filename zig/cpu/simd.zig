@@ -12,6 +12,7 @@ pub const has_avx512 = x86 and builtin.cpu.has(.x86, .avx512f);
 pub const has_vnni = x86 and builtin.cpu.has(.x86, .avx512vnni);
 /// `vdpbf16ps`, faster than f32 multiply-adds where this level is taken.
 pub const has_avx512bf16 = x86 and builtin.cpu.has(.x86, .avx512bf16);
+const has_avx = x86 and builtin.cpu.has(.x86, .avx);
 pub const has_fma = !x86 or builtin.cpu.has(.x86, .fma);
 const has_f16c = !x86 or builtin.cpu.has(.x86, .f16c);
 
@@ -29,6 +30,16 @@ pub inline fn ld(comptime T: type, p: anytype) T {
 /// Writes a vector (or any value) to an address of any alignment.
 pub inline fn st(p: anytype, v: anytype) void {
     @as(*align(1) @TypeOf(v), @ptrCast(p)).* = v;
+}
+/// Writes a vector past the caches where it lies on its own size. Other threads see it behind a
+/// locked instruction of this one, such as a barrier's.
+pub inline fn stPast(p: [*]f32, v: F) void {
+    if (!has_avx or @intFromPtr(p) % @sizeOf(F) != 0) return st(p, v);
+    asm volatile ("vmovntps %[v], (%[p])"
+        :
+        : [p] "r" (p),
+          [v] "v" (v),
+        : .{ .memory = true });
 }
 pub inline fn ldF(p: [*]const f32) F {
     return ld(F, p);

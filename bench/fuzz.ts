@@ -2,7 +2,8 @@
  * Does anything that lies bring the library down? Plans, commands, step buffers, handles and weight
  * spans are changed at random ten million times; a crash is the finding, and ends this with the
  * fuzzer's own words. Then GGUF files, as often: each is refused with a sentence, or what it says is
- * possible. `BAMBA_FUZZ_ROUNDS` and `BAMBA_FUZZ_SEED` choose how many and which.
+ * possible. `BAMBA_FUZZ_ROUNDS` and `BAMBA_FUZZ_SEED` choose how many and which, `--only library` or
+ * `--only gguf` one of the two (of ten million, the files take minutes and the library hours).
  */
 
 import { spawn } from "node:child_process";
@@ -28,12 +29,14 @@ interface Counts {
 export async function run(options: BenchOptions): Promise<void> {
   const rounds = fromEnvironment("BAMBA_FUZZ_ROUNDS", rounds_default);
   const seed = fromEnvironment("BAMBA_FUZZ_SEED", Math.floor(Date.now() / 1000) % 2 ** 20);
-  const start_ms = performance.now();
-  const line = await fuzz([String(rounds), String(seed)], options);
-  const seconds = (performance.now() - start_ms) / 1000;
-  const counts: Counts = JSON.parse(line);
-  await printLine(options, { bench: "fuzz", ...counts, seconds: rounded(seconds), crashes: 0 });
-  await printLine(options, await fuzzGguf(rounds, seed, options.signal));
+  const wants = (part: string) => part.includes(options.only ?? "");
+  if (wants("library")) {
+    const start_ms = performance.now();
+    const counts: Counts = JSON.parse(await fuzz([String(rounds), String(seed)], options));
+    const seconds = rounded((performance.now() - start_ms) / 1000);
+    await printLine(options, { bench: "fuzz", ...counts, seconds, crashes: 0 });
+  }
+  if (wants("gguf")) await printLine(options, await fuzzGguf(rounds, seed, options.signal));
 }
 
 /** Mutations between two chances to be interrupted. */

@@ -80,7 +80,7 @@ export function addBench(program: Command, signal: AbortSignal): void {
     )
     .option("--threads <n>", "threads on the CPU (default: one a physical core)", wholeNumber(1))
     .option("--device <name>", "auto, cpu, cuda or cuda:N", deviceName, "cpu")
-    .option("--only <text>", "parts whose name holds this, of every_kernel and gpu")
+    .option("--only <text>", "parts whose name holds this, of every_kernel, gpu and fuzz")
     .option("--quick", "fewer sizes, of every_kernel")
     .option("--json", "print nothing but JSON lines on stdout", false)
     .option("--record <file>", "append each result there, with machine, commit and command");

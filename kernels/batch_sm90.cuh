@@ -102,7 +102,7 @@ template <int T, bool SWIGLU, typename OUT> struct Results {
                     onto[h][i] = __ldcg((const uint32_t*)(a.residual + (size_t)token * a.residual_stride + row));
             }
     }
-    template <typename ARGS> DEVICE_MEMBER void store(const ARGS& args, const float* sums) const;
+    DEVICE_MEMBER void store(const BatchArgs& a, const float* sums) const;
     // e4m3: times the scales of tokens and rows; rows' are those of the pair's first and second matrix.
     DEVICE_MEMBER void scale(const BatchArgs&, float*) const {}
     DEVICE_MEMBER void scale(const Fp8BatchArgs& a, float* sums) const {
@@ -125,9 +125,7 @@ template <int T, bool SWIGLU, typename OUT> struct Results {
     }
 };
 template <int T, bool SWIGLU, typename OUT>
-template <typename ARGS>
-DEVICE_MEMBER void Results<T, SWIGLU, OUT>::store(const ARGS& args, const float* sums) const {
-    const BatchArgs& a = batch_args(args);
+DEVICE_MEMBER void Results<T, SWIGLU, OUT>::store(const BatchArgs& a, const float* sums) const {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
@@ -289,7 +287,7 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const ARG
             results.ask(a);
         }
         results.scale(args, total);
-        results.store(args, total);
+        results.store(a, total);
     }
 }
 #endif  // HOPPER

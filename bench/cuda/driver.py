@@ -96,7 +96,8 @@ def tensor_map(t, rows, cols, box_cols, box_rows, stride=None, swizzle=3, item=2
 
 
 def pairs_map(one, other):
-    """Of two matrices alike, eight rows of each in turns, those first that lie first in memory; boxes of 128 bytes x 64 rows of each."""
+    """Of two matrices alike, eight rows of each in turns, those first that lie first in memory; boxes of 128 bytes x 64
+    rows of each."""
     (rows, cols), item = one.shape, one.element_size()
     first, last = sorted((one.data_ptr(), other.data_ptr()))
     strides = (cols * item, last - first, cols * item * 8)

@@ -168,9 +168,6 @@ const BatchArgs = extern struct {
     w_scale: ?[*]u8,
     w2_scale: ?[*]u8,
 };
-/// Above so many rows the tensor cores decide, not the memory.
-const batch_rows_max = 128;
-
 fn batch(p: sm90.Product, x: Eights, s: *Stream) void {
     const t = p.of;
     const rows = k.rows(t, 0);
@@ -226,7 +223,7 @@ pub fn product(
         .out_stride = out_stride,
         .f32_out = false,
     };
-    if (rows <= batch_rows_max and !s.invariant) return batch(p, x, s);
+    if (rows <= sm90.batch_rows_max and !s.invariant) return batch(p, x, s);
     const n = t.cols(4);
     const cols = t.cols(0);
     const clusters = s.gpu.multiprocessors / 2;

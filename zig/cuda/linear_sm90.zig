@@ -10,7 +10,7 @@ const Task = k.Task;
 const Stream = k.Stream;
 
 /// Above so many rows the tensor cores decide, not the memory.
-const batch_rows_max = 128;
+pub const batch_rows_max = 128;
 
 fn weightMap(t: *const Task, rows: u32, s: *Stream) TensorMap {
     return s.map(k.at(t, 1), t.cols(4), t.cols(0), t.stride(1), .{ 64, rows });
@@ -61,7 +61,7 @@ pub fn launch(p: Product, s: *Stream) void {
 
 pub const batch_tokens = [_]u32{ 8, 16, 32, 64, batch_rows_max };
 /// Rows beyond the widest kernel's run in further tiles.
-fn fits(rows: usize, tokens: u32) bool {
+fn fits(rows: u32, tokens: u32) bool {
     return rows <= tokens or tokens == batch_rows_max;
 }
 
@@ -154,12 +154,11 @@ pub fn gemmArgs(p: Product) GemmArgs {
 pub fn workspace(t: *const Task) usize {
     const w = k.dtype(t, 1);
     const fast = k.dtype(t, 0) == .bf16 and (w == .bf16 or w == .f8_e4m3);
-    const rows = t.operands[0].shape[0];
-    var tokens: usize = 0;
-    for (batch_tokens) |of| if (fast and (tokens == 0 or of / 2 < rows)) {
-        tokens = of;
-    };
-    return @max(tokens * batch_sums_bytes, splitBytes(t));
+    if (!fast) return splitBytes(t);
+    const tokens = for (batch_tokens) |of| {
+        if (fits(t.operands[0].shape[0], of)) break of;
+    } else unreachable;
+    return @max(@as(usize, tokens) * batch_sums_bytes, splitBytes(t));
 }
 fn splitBytes(t: *const Task) usize {
     const rows = t.operands[0].shape[0];

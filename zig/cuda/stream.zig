@@ -88,6 +88,17 @@ pub const Stream = struct {
     ) driver.TensorMap {
         return s.encode(.bf16, promote_256, to, 2, .{ n_cols, n_rows }, .{stride * 2}, box);
     }
+    /// The same of a matrix of single bytes.
+    pub fn mapBytes(
+        s: *Stream,
+        to: ?[*]u8,
+        n_rows: u64,
+        n_cols: u64,
+        stride: u64,
+        box: [2]u32,
+    ) driver.TensorMap {
+        return s.encode(.uint8, promote_256, to, 2, .{ n_cols, n_rows }, .{stride}, box);
+    }
     /// The same of a matrix that is read once, of bf16 or bytes.
     pub fn mapOnce(
         s: *Stream,
@@ -120,17 +131,6 @@ pub const Stream = struct {
         const strides = [3]u64{ stride * bytes, apart, stride * bytes * 8 };
         const box = [4]u32{ 128 / bytes, 8, 2, 8 };
         return s.encode(element, promote_none, to, 4, sizes, strides, box);
-    }
-    /// The same of a matrix of single bytes.
-    pub fn mapBytes(
-        s: *Stream,
-        to: ?[*]u8,
-        n_rows: u64,
-        n_cols: u64,
-        stride: u64,
-        box: [2]u32,
-    ) driver.TensorMap {
-        return s.encode(.uint8, promote_256, to, 2, .{ n_cols, n_rows }, .{stride}, box);
     }
 
     const Element = enum(c_int) {

@@ -1,5 +1,5 @@
 //! A pool of threads that work together on one thing at a time: every thread runs the same
-//! function, takes units from a shared counter and meets the others at barriers. Threads are
+//! function, takes units of what there is to do and meets the others at barriers. Threads are
 //! started by the first work, spin a little after each so that the next finds them awake, and then
 //! sleep.
 

@@ -5,6 +5,7 @@ test {
     _ = @import("../cuda/chain.zig");
     _ = @import("../cuda/spares.zig");
     _ = @import("../memory.zig");
+    _ = @import("../ranges.zig");
     _ = @import("../ring.zig");
     _ = @import("../validate.zig");
 }

@@ -234,9 +234,7 @@ DEVICE void attend(const AttentionArgs& a, uint32_t smem, Item* items, int which
         wgmma_commit();
     };
     auto room = [&](int slot) { return smem + OFF_Q + slot * TILE + which * HALF; };
-    auto give_back = [&](int slot) {
-        if (lane == 0) mbar_arrive(bars + Q_EMPTY + 8 * slot);
-    };
+    auto give_back = [&](int slot) { mbar_arrive(bars + Q_EMPTY + 8 * slot); };  // a lane's own reads end there
     auto release = [&](uint32_t bar) {
         if (tid == 0) mbar_arrive(bar);
     };
@@ -319,7 +317,7 @@ DEVICE void attention(const CUtensorMap* mq, const CUtensorMap* mk, const CUtens
     const int group = uniform(threadIdx.x >> 7);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2; i++) {
-            mbar_init(bars + Q_FULL + 8 * i, 1), mbar_init(bars + Q_EMPTY + 8 * i, 8);
+            mbar_init(bars + Q_FULL + 8 * i, 1), mbar_init(bars + Q_EMPTY + 8 * i, 256);
             mbar_init(bars + K_FULL + 8 * i, 1), mbar_init(bars + K_EMPTY + 8 * i, 2);
             for (int w = 0; w < 16; w++) items[i].failed[w >> 1][w & 1] = 0;
         }

@@ -3,12 +3,12 @@
 // Contract: q (batch, heads*128) bf16; pages bf16 [page][kv_head][64][128], k and v apart; sequence b attends
 //   to positions 0 .. past_len[b] (its own key is in the pages already). out (batch, heads*128) bf16.
 //   Spans of 512 keys from position 0, two pages a warp: a row's bits depend on nothing but its sequence.
-//   Work space: `partial` f32 (batch, heads, max_splits, 132). heads / kv_heads is 1, 2, 4 or 8.
+//   Work space: `partial`, as attention_combine.cu has it. heads / kv_heads is 1, 2, 4 or 8.
 //
 // Bytes: kv_heads * 512 a key. Floor: that over the read bandwidth.
 // Ideas: - every thread copies the 16-byte pieces that it needs itself into its own ring in shared memory
-//          (cp.async, as in linear_decode; on Hopper one bulk copy for 8 rows): 160 KB a multiprocessor always in
-//          flight, k running on into v, no barrier of the block;
+//          (cp.async, as in linear_decode): 160 KB a multiprocessor always in flight, k running on into v, no
+//          barrier of the block;
 //        - scores on tensor cores: a piece of a key's row is a B fragment of mma.m16n8k16 once the channels
 //          of q are permuted the same way; values half a warp a row, probabilities from shared memory;
 //        - all heads of a group share one pass over k and v;
@@ -16,12 +16,11 @@
 //          writes only the last position, and must not write past_len or pages;
 //        - spans are combined by a launch of their own (attention_combine): where the last block of a group did it,
 //          every block waited for a fence and its arrival with an empty ring.
-// Reached on an H200: one sequence of 32,768 keys 0.69, of 131,072 0.77, 16 of 4,096 0.76 of the read bandwidth;
-//   bench/results/README.md says what is missing. Tried: spans in clusters of 2, 4, 8, combined through shared memory:
-//   32,768 keys 41 -> 43, 53, 54 us, since clusters do not find all places of a single wave; 64 of 1,024 78 -> 74 us.
-// Launch: 128 threads, grid (max_splits, kv_heads, batch), dynamic smem 49152; max_splits at most 2048. Then, where
-//   max_splits > 1, attention_combine: 128 threads, grid (heads, batch).
-#include "hopper.cuh"
+// Reached on an H200, with attention_combine, of the read bandwidth: one sequence of 32,768 keys 0.74, of 131,072
+//   0.84, 16 of 4,096 0.80, 256 of 1,024 0.89. Hopper has a kernel of its own.
+// Launch: 128 threads, grid (max_splits, kv_heads, batch), dynamic smem 49152; max_splits at most 2048. Then
+//   attention_combine if max_splits > 1.
+#include "common.cuh"
 
 struct DecodeAttentionArgs {
     const bf16* q;
@@ -34,28 +33,21 @@ struct DecodeAttentionArgs {
     long long page_stride;  // elements
     int heads, kv_heads, q_stride, out_stride, max_pages, max_splits;
     float scale;
+    int seqs;
 };
 
-constexpr int HD = 128, PAGE = 64, WARPS = 4, RUN = 2, SPAN = RUN * WARPS * PAGE, RECORD = HD + 4;
+constexpr int HD = 128, PAGE = 64, WARPS = 4, RUN = 2, SPAN = RUN * WARPS * PAGE;
 
-constexpr int MAX_SPLITS = 2048, AHEAD = 8;
 constexpr int SLOTS = 6, STEPS = 16, STEP_BYTES = 2048;  // a step: 8 keys' k, then 8 keys' v
 
 template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
-    extern __shared__ __align__(128) uint8_t smem[];  // the rings; then the warps' sums; then span factors
+    DYNAMIC_SHARED(smem);  // the rings; then the warps' sums
     __shared__ __align__(16) float probs_all[WARPS * REP * PAGE];
     __shared__ float ms[WARPS][REP], ls[WARPS][REP];
     const int split = blockIdx.x, kv = blockIdx.y, b = blockIdx.z;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int half = lane >> 4, c8 = (lane & 15) * 8;
     const uint32_t ring = smem_addr(smem) + warp * SLOTS * STEP_BYTES;
-#if HOPPER
-    __shared__ uint64_t landed[WARPS][SLOTS];
-    const uint32_t bars = smem_addr(landed[warp]);
-    if (lane < SLOTS) mbar_init(bars + 8 * lane, 1);
-    mbar_init_fence();
-    __syncwarp();  // nobody but this warp uses them
-#endif
     const int page = (split * WARPS + warp) * RUN, first = page * PAGE;
     uint32_t ids[RUN];  // asked for beside past_len, not after it
 #pragma unroll
@@ -70,27 +62,15 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
     const uint32_t lane_k = ring + g * (HD * 2) + t * 16, lane_v = ring + half * (HD * 2) + c8 * 2;
     auto copy = [&](const bf16* k, const bf16* v, int n, int slot) {  // step n of a page: 8 rows, in one piece
         const bf16* from = n < 8 ? k + n * 8 * HD : v + (n - 8) * 8 * HD;
-#if HOPPER
-        __syncwarp();  // all lanes have read what the slot held
-        if (lane == 0) {
-            mbar_expect(bars + 8 * slot, STEP_BYTES);
-            bulk_load(ring + slot * STEP_BYTES, from, STEP_BYTES, bars + 8 * slot);
-        }
-#else
 #pragma unroll
         for (int i = 0; i < 4; i++) {  // what this lane reads
             const uint32_t at = n < 8 ? lane_k + i * 64 : lane_v + i * 512;
             cp_async16(at + slot * STEP_BYTES, (const uint8_t*)from + (at - ring), true);
         }
         cp_async_commit();
-#endif
     };
     auto wait = [&](int n) {  // for step n of all
-#if HOPPER
-        mbar_wait(bars + 8 * (n % SLOTS), (n / SLOTS) & 1);
-#else
         cp_async_wait<SLOTS - 2>();
-#endif
     };
     if (early)
 #pragma unroll
@@ -123,7 +103,7 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
                 const int slot = (pg * STEPS + n) % SLOTS;
                 if (n < STEPS) copy(kp, vp, n, slot);
                 else if (pg + 1 < n_pages) copy(kn, vp, n - STEPS, slot);
-                else if (!HOPPER) cp_async_commit();
+                else cp_async_commit();
             };
             float top = m;
             __syncwarp();  // the page before has read its probabilities
@@ -215,65 +195,14 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
             sum += f * sums[(w * REP + r) * HD + c], den += f * ls[w][r];
         }
         if (splits == 1) {
-            a.out[(size_t)b * a.out_stride + head * HD + c] = __float2bfloat16_rn(sum / den);
+            a.out[(size_t)b * a.out_stride + head * HD + c] = from_f32<bf16>(sum / den);
         } else {
-            float* rec = a.partial + ((size_t)(b * a.heads + head) * a.max_splits + split) * RECORD;
-            rec[c] = sum;
-            if (c == 0) rec[HD] = top, rec[HD + 1] = den;
+            const size_t span = (size_t)(b * a.heads + head) * a.max_splits + split;
+            a.partial[span * HD + c] = sum;
+            float2* const tops = (float2*)(a.partial + (size_t)a.seqs * a.heads * a.max_splits * HD);
+            if (c == 0) tops[((size_t)(b * a.kv_heads + kv) * a.max_splits + split) * REP + r] = make_float2(top, den);
         }
     }
-}
-
-// The spans' sums of one head: warp w adds spans w, w + 4, ...; then the warps', in order.
-extern "C" __global__ void __launch_bounds__(128, 8) attention_combine_bf16(const __grid_constant__ DecodeAttentionArgs a) {
-    __shared__ float factors[MAX_SPLITS], scratch[2][WARPS];
-    __shared__ float4 sums[WARPS][32];
-    const int head = blockIdx.x, b = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const float scale = a.scale * LOG2E;
-    pdl_wait();
-    pdl_launch();
-    const int splits = (int)(a.past_len[b] + SPAN) / SPAN;
-    if (splits == 1) return;  // there already
-    const float* records = a.partial + (size_t)(b * a.heads + head) * a.max_splits * RECORD;
-    float4 ahead[AHEAD];  // in flight while the factors are made
-#pragma unroll
-    for (int i = 0; i < AHEAD; i++) {
-        const int s = warp + i * WARPS;
-        ahead[i] = make_float4(0, 0, 0, 0);
-        if (s < splits) ahead[i] = __ldcg((const float4*)(records + (size_t)s * RECORD) + lane);
-    }
-    float top = -INFINITY, den = 0;
-    for (int s = threadIdx.x; s < splits; s += 128) {
-        const float2 v = __ldcg((const float2*)(records + (size_t)s * RECORD + HD));
-        factors[s] = v.x, top = fmaxf(top, v.x);
-        if (s < 128) den = v.y;  // the others are asked for again
-    }
-    top = warp_max(top);
-    if (lane == 0) scratch[0][warp] = top;
-    __syncthreads();
-    top = fmaxf(fmaxf(scratch[0][0], scratch[0][1]), fmaxf(scratch[0][2], scratch[0][3]));
-    float total = 0;
-    for (int s = threadIdx.x; s < splits; s += 128) {
-        const float f = fast_exp2((factors[s] - top) * scale);
-        factors[s] = f, total += f * (s < 128 ? den : __ldcg(records + (size_t)s * RECORD + HD + 1));
-    }
-    total = block_sum<WARPS>(total, scratch[1]);
-    float4 x = make_float4(0, 0, 0, 0);
-    auto add = [&](float4 v, float f) { x.x += f * v.x, x.y += f * v.y, x.z += f * v.z, x.w += f * v.w; };
-#pragma unroll
-    for (int i = 0; i < AHEAD; i++)
-        if (warp + i * WARPS < splits) add(ahead[i], factors[warp + i * WARPS]);
-#pragma unroll 8
-    for (int s = warp + AHEAD * WARPS; s < splits; s += WARPS)
-        add(__ldcg((const float4*)(records + (size_t)s * RECORD) + lane), factors[s]);
-    sums[warp][lane] = x;
-    __syncthreads();
-    if (warp > 0) return;
-#pragma unroll
-    for (int w = 1; w < WARPS; w++) add(sums[w][lane], 1);
-    const float by = 1.0f / total;
-    *(uint2*)(a.out + (size_t)b * a.out_stride + head * HD + lane * 4) =
-        make_uint2(pack_bf16(x.x * by, x.y * by), pack_bf16(x.z * by, x.w * by));
 }
 
 #define DECODE(REP)                                                                                         \

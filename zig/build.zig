@@ -147,18 +147,18 @@ fn pick(arch: std.Target.Cpu.Arch, name: ?[]const u8) []const Level {
 
 /// Files of ../kernels that are compiled.
 const cuda_stems = [_][]const u8{
-    "advance",               "attention",         "attention_decode", "attention_sm90",
-    "blocks",                "blocks_chain_sm90", "blocks_decode",    "blocks_gemm_sm90",
-    "conv1d",                "embedding",         "linear_decode",    "linear_fp8",
-    "linear_fp8_batch_sm90", "linear_fp8_sm90",   "logits_process",   "loss",
-    "linear_batch_sm90",     "linear_gemm_sm90",  "norm",             "peaks",
-    "reference",             "rope",              "sample",           "ssm_scan_sm90",
-    "ssm_update",            "attention_mma",     "blocks_mma",       "linear_mma",
-    "linear_fp8_mma",
+    "advance",               "attention",         "attention_decode",      "attention_sm90",
+    "blocks",                "blocks_chain_sm90", "blocks_decode",         "blocks_gemm_sm90",
+    "conv1d",                "embedding",         "linear_decode",         "linear_fp8",
+    "linear_fp8_batch_sm90", "linear_fp8_sm90",   "logits_process",        "loss",
+    "linear_batch_sm90",     "linear_gemm_sm90",  "norm",                  "peaks",
+    "reference",             "rope",              "sample",                "ssm_scan_sm90",
+    "ssm_update",            "attention_mma",     "blocks_mma",            "linear_mma",
+    "linear_fp8_mma",        "attention_combine", "attention_decode_sm90",
 };
 const cuda_headers = [_][]const u8{
-    "blocks.cuh", "blocks_int8.cuh", "chain.cuh", "common.cuh", "gemm_sm90.cuh", "hopper.cuh",
-    "mma.cuh",    "wgmma.cuh",
+    "batch_sm90.cuh", "blocks.cuh", "blocks_int8.cuh", "chain.cuh", "common.cuh",
+    "gemm_sm90.cuh",  "hopper.cuh", "mma.cuh",         "wgmma.cuh",
 };
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
 const cuda_targets = [_][]const u8{
@@ -236,9 +236,11 @@ fn addEmulated(c: Context) *Build.Step {
     const b = c.b;
     const sources = b.addWriteFiles();
     const kernels = [_][]const u8{
-        "attention_mma.cu",    "attention_sm90.cu", "batch_sm90.cuh",       "blocks.cuh",
-        "blocks_mma.cu",       "gemm_sm90.cuh",     "linear_batch_sm90.cu", "linear_fp8_mma.cu",
-        "linear_gemm_sm90.cu", "linear_mma.cu",     "mma.cuh",              "ssm_scan_sm90.cu",
+        "attention_combine.cu", "attention_decode.cu", "attention_decode_sm90.cu",
+        "attention_mma.cu",     "attention_sm90.cu",   "batch_sm90.cuh",
+        "blocks.cuh",           "blocks_mma.cu",       "gemm_sm90.cuh",
+        "linear_batch_sm90.cu", "linear_fp8_mma.cu",   "linear_gemm_sm90.cu",
+        "linear_mma.cu",        "mma.cuh",             "ssm_scan_sm90.cu",
     };
     for (kernels) |name|
         _ = sources.addCopyFile(b.path(b.fmt("../kernels/{s}", .{name})), name);

@@ -1,6 +1,7 @@
 //! Where the tests of CUDA kernels on a CPU start, so that they see the library's files.
 
 test {
+    _ = @import("cuda/emulated/attention_decode_test.zig");
     _ = @import("cuda/emulated/attention_sm90_steep_test.zig");
     _ = @import("cuda/emulated/attention_sm90_test.zig");
     _ = @import("cuda/emulated/linear_sm90_test.zig");

@@ -4,8 +4,11 @@ import sys
 import torch
 import driver as d
 
-PRE, DEC = d.Module("attention_sm90"), d.Module("attention_decode")
+PRE, DEC, ANY = (d.Module(name) for name in ("attention_sm90", "attention_decode_sm90", "attention_decode"))
+COMBINE = d.Module("attention_combine")
 SMEM = 230912
+SPAN = 512
+DEC_SMEM = {rep: 5 * 32768 + rep * (4 * 256 + 8 * 132 * 4) + 1552 for rep in (1, 2, 4, 8)}
 
 
 class Args(C.Structure):
@@ -18,6 +21,12 @@ class DecodeArgs(C.Structure):
     _fields_ = [(n, C.c_void_p) for n in ("q", "k_pages", "v_pages", "out", "partial", "past_len", "pages")] + \
                [("page_stride", C.c_longlong)] + \
                [(n, C.c_int) for n in ("heads", "kv_heads", "q_stride", "out_stride", "max_pages", "max_splits")] + \
+               [("scale", C.c_float), ("seqs", C.c_int)]
+
+
+class CombineArgs(C.Structure):
+    _fields_ = [(n, C.c_void_p) for n in ("partial", "out", "past_len")] + \
+               [(n, C.c_int) for n in ("heads", "kv_heads", "out_stride", "max_splits", "seqs")] + \
                [("scale", C.c_float)]
 
 
@@ -61,16 +70,30 @@ def prefill(p):
     PRE.launch("attention_sm90_bf16", (min(d.SMS, p["heads"] * tiles * seqs),), 384, maps + [a], SMEM)
 
 
-def decode(p):
-    splits = (max(p["total"]) + 511) // 512
+def decode(p, hopper=True, many=None):
+    """One token a sequence, by the kernel for Hopper or by the one for any card."""
+    seqs, heads, kvh = len(p["lens"]), p["heads"], p["kvh"]
+    splits, rep = (max(p["total"]) + SPAN - 1) // SPAN, heads // kvh
     if "partial" not in p:
-        p["partial"] = torch.full((len(p["lens"]), p["heads"], splits, 132), float("nan"), device="cuda")
+        p["partial"] = torch.full((seqs, heads, splits, 130), float("nan"), device="cuda")
     a = DecodeArgs(d.ptr(p["q"]), d.ptr(p["kp"]), d.ptr(p["vp"]), d.ptr(p["out"]), d.ptr(p["partial"]),
-                   d.ptr(p["past"]), d.ptr(p["pages"]), p["kp"].stride(0), p["heads"], p["kvh"], p["q"].stride(0),
-                   p["out"].stride(0), p["pages"].shape[1], splits, 128 ** -0.5)
-    DEC.launch(f"attention_decode_{p['heads'] // p['kvh']}_bf16", (splits, p["kvh"], len(p["lens"])), 128, [a], 49152)
-    if splits > 1:
-        DEC.launch("attention_combine_bf16", (p["heads"], len(p["lens"])), 128, [a])
+                   d.ptr(p["past"]), d.ptr(p["pages"]), p["kp"].stride(0), heads, kvh, p["q"].stride(0),
+                   p["out"].stride(0), p["pages"].shape[1], splits, 128 ** -0.5, seqs)
+    if hopper:
+        rows = (p["kp"].shape[0] - 1) * (p["kp"].stride(0) // 64) + kvh * 128
+        maps = [d.tensor_map(p[t], rows, 64, 64, 128, stride=64, once=True) for t in ("kp", "vp")]
+        DEC.launch(f"attention_decode_sm90_{rep}_bf16", (min(d.SMS, splits * kvh * seqs),), 288, maps + [a],
+                   DEC_SMEM[rep])
+    else:
+        ANY.launch(f"attention_decode_{rep}_bf16", (splits, kvh, seqs), 128, [a], 49152)
+    if splits == 1:
+        return
+    c = CombineArgs(d.ptr(p["partial"]), d.ptr(p["out"]), d.ptr(p["past"]), heads, kvh, p["out"].stride(0), splits,
+                    seqs, 128 ** -0.5)
+    if splits > 32 if many is None else many:
+        COMBINE.launch("attention_combine_many_bf16", (heads * 4, seqs), 256, [c])
+    else:
+        COMBINE.launch("attention_combine_bf16", ((heads * seqs + 7) // 8,), 256, [c])
 
 
 def reference(p):
@@ -105,11 +128,15 @@ def test(small):
         prefill(p)
         d.check(f"attention {lens} repeats", 0.0 if torch.equal(bits, p["out"]) else 1.0, 0)
         if all(n == 1 for n in lens):
-            for i in range(2):
+            bits = []
+            for i, (hopper, many) in enumerate(((True, False), (True, True), (False, False), (False, True))):
                 p["out"].fill_(float("nan"))
-                decode(p)
+                decode(p, hopper, many)
                 torch.cuda.synchronize()
                 d.check(f"attention_decode {past} heads {heads}/{kvh} round {i}", d.error(p["out"], ref), 6e-3)
+                bits.append(p["out"].clone())
+            for one, other in (bits[:2], bits[2:]):
+                d.check("attention_combine, same bits", 0.0 if torch.equal(one, other) else 1.0, 0)
     test_steep()
 
 
@@ -174,8 +201,10 @@ def bench():
     for batch, ctx in ((1, 32768), (1, 4096), (1, 131072), (16, 4096), (64, 1024)):
         copies = max(2, int(6e8 // (batch * ctx * 4096)))
         ps = [setup([1] * batch, [ctx - 1] * batch, 32, 8) for _ in range(copies)]
-        us = d.graph_us(lambda: [decode(p) for p in ps], copies)
-        d.report("attention_decode", batch=batch, context=ctx, us=us, share_read=batch * ctx * 4096 / us / 1e6 / read)
+        for hopper in (True, False):
+            us = d.graph_us(lambda: [decode(p, hopper) for p in ps], copies)
+            d.report("attention_decode", batch=batch, context=ctx, hopper=hopper, us=us,
+                     share_read=batch * ctx * 4096 / us / 1e6 / read)
         del ps
 
 

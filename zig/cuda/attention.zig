@@ -1,9 +1,10 @@
 //! kv_append, attention and attention_probs. bf16 throughout with heads of 128:
-//! kernels/attention_decode.cu where every sequence has one token, kernels/attention_sm90.cu on
-//! Hopper, attention_mma.cu on other cards; else the plain twin.
+//! attention_decode.zig where every sequence has one token, kernels/attention_sm90.cu on Hopper,
+//! attention_mma.cu on other cards; else the plain twin.
 //! On a GPU keys lie in their pages as values do: (kv_heads, page_tokens, head_dim).
 
 const command = @import("command");
+const decode = @import("attention_decode.zig");
 const k = @import("kernel.zig");
 const Extra = @import("stream.zig").Extra;
 const Task = k.Task;
@@ -24,14 +25,6 @@ const fast_head_dim = 128;
 const prefill_shared_bytes = 230912;
 /// Queries of one head that make a tile of the kernel for prompts.
 const tile_queries = 128;
-const decode_shared_bytes = 49152;
-/// Keys that one block of the decoding kernel takes, and floats it leaves for each head.
-const span_keys = 512;
-const record_floats = fast_head_dim + 4;
-/// Spans that the decoding kernel has room for: half a million keys, or 32 thousand in a batch.
-fn splitsMax(t: *const Task) usize {
-    return if (t.capacity[@intFromEnum(command.Rows.seqs)] <= 8) 1024 else 64;
-}
 
 const AppendArgs = extern struct {
     k: ?[*]u8,
@@ -76,70 +69,17 @@ fn isFast(t: *const Task) bool {
         t.attrs[2] == fast_head_dim and k.aligned(t, &.{ 0, 3 });
 }
 
+/// What decoding leaves of the spans of keys, where every sequence has one token.
+fn workspace(t: *const Task) usize {
+    return if (isFast(t)) decode.workspace(t) else 0;
+}
+
 fn attention(t: *const Task, s: *Stream) void {
     if (isFast(t)) {
-        const splits = k.blocks(t.step.max_pages * command.page_tokens, span_keys);
-        const room = t.capacity[1] == t.capacity[2];
-        if (room and s.longest() == 1 and splits <= splitsMax(t) and decode(t, s, splits)) return;
+        if (s.longest() == 1 and decode.launch(t, s)) return;
         return if (s.gpu.capability == 90) prefill(t, s) else prefillMma(t, s);
     }
     plain(t, s);
-}
-
-const DecodeArgs = extern struct {
-    q: ?[*]u8,
-    k_pages: ?[*]u8,
-    v_pages: ?[*]u8,
-    out: ?[*]u8,
-    partial: ?[*]u8,
-    past_len: ?[*]u32,
-    pages: ?[*]u32,
-    page_stride: i64,
-    heads: i32,
-    kv_heads: i32,
-    q_stride: i32,
-    out_stride: i32,
-    max_pages: i32,
-    max_splits: i32,
-    scale: f32,
-};
-
-/// The spans' partial results.
-fn workspace(t: *const Task) usize {
-    const seqs: usize = t.capacity[@intFromEnum(command.Rows.seqs)];
-    if (!isFast(t) or t.capacity[@intFromEnum(command.Rows.tokens)] != seqs) return 0;
-    return seqs * t.attrs[0] * splitsMax(t) * record_floats * 4;
-}
-
-fn decode(t: *const Task, s: *Stream, splits: u32) bool {
-    const a: DecodeArgs = .{
-        .q = k.at(t, 0),
-        .k_pages = k.at(t, 1),
-        .v_pages = k.at(t, 2),
-        .out = k.at(t, 3),
-        .partial = t.workspace,
-        .past_len = t.step.past_len,
-        .pages = t.step.pages,
-        .page_stride = k.pageStride(t, 1),
-        .heads = k.attr(t, 0),
-        .kv_heads = k.attr(t, 1),
-        .q_stride = k.stride(t, 0),
-        .out_stride = k.stride(t, 3),
-        .max_pages = @intCast(t.step.max_pages),
-        .max_splits = @intCast(splits),
-        .scale = t.attrF(3),
-    };
-    const grid = [3]u32{ splits, t.attrs[1], t.step.n_seqs };
-    inline for (.{ 1, 2, 4, 8 }) |group| if (t.attrs[0] / t.attrs[1] == group) {
-        const name = comptime k.name("attention_decode_{d}_bf16", .{group});
-        const extra: Extra = .{ .shared_bytes = decode_shared_bytes };
-        s.launch("attention_decode", name, grid, 128, .{a}, extra);
-        const combine = [3]u32{ t.attrs[0], t.step.n_seqs, 1 };
-        if (splits > 1)
-            s.launch("attention_decode", "attention_combine_bf16", combine, 128, .{a}, .{});
-        return true;
-    };
-    return false;
 }
 
 const PrefillArgs = extern struct {

@@ -181,6 +181,17 @@ DEVICE uint32_t pack_bf16(float lo, float hi) { return to_bf16(lo) | to_bf16(hi)
 DEVICE uint4 pack8(const float* v) {
     return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
+DEVICE int __ffs(uint32_t v) { return __builtin_ffs((int)v); }
+DEVICE void unpack8(uint4 w, float* v) {
+    const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+    for (int i = 0; i < 4; i++) v[2 * i] = bf_lo(words[i]), v[2 * i + 1] = bf_hi(words[i]);
+}
+DEVICE uint4 load_cg(const void* p) {
+    uint4 v;
+    memcpy(&v, p, 16);
+    return v;
+}
+DEVICE float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE float __fmul_rn(float a, float b) { return a * b; }
 DEVICE float __fsub_rn(float a, float b) { return a - b; }
 struct __half { _Float16 number; };
@@ -278,6 +289,10 @@ template <typename T> DEVICE T __shfl_up_sync(uint32_t all, T v, int lanes) {
     return __shfl_sync(all, v, lane() < lanes ? lane() : lane() - lanes);
 }
 template <typename T> DEVICE T __shfl_xor_sync(uint32_t all, T v, int lanes) { return __shfl_sync(all, v, lane() ^ lanes); }
+DEVICE float warp_max(float v) {
+    for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
+    return v;
+}
 DEVICE bool __any_sync(uint32_t, bool v) {
     thread().words[0] = v;
     __syncwarp();

@@ -41,12 +41,12 @@ DEVICE void mbar_expect(uint32_t bar, uint32_t bytes) {
 }
 DEVICE void mbar_arrive(uint32_t bar) { arrive(barrier_of(thread().block, bar)); }
 DEVICE void mbar_arrive_cluster(uint32_t bar, uint32_t rank) { arrive(barrier_of(cluster_first() + rank, bar)); }
-DEVICE void land_loads(int of);
+DEVICE void land_loads(int of, uint32_t bar);
 DEVICE void mbar_wait(uint32_t bar, uint32_t parity) {
     const int of = thread().block;
     until([&] {
         if ((barrier_of(of, bar).phase & 1) != parity) return true;
-        land_loads(of);
+        land_loads(of, bar);
         return (barrier_of(of, bar).phase & 1) != parity;
     });
 }
@@ -68,20 +68,27 @@ DEVICE void fence_async_smem() {}
 struct CUtensorMap { uint8_t *base, *other; int64_t rows, cols, stride; int32_t box_cols, box_rows, item, unused; };
 DEVICE void tma_prefetch_map(const CUtensorMap*) {}
 DEVICE uint32_t swizzled(uint32_t at) { return at ^ (at >> 7 & 7) << 4; }
-struct Load { int block; uint32_t to, bar; CUtensorMap map; int x, y; };
+struct Load { int block; uint32_t to, bar; CUtensorMap map; int x, y; const void* plain; uint32_t bytes; };
 static Load loads[4096];
 static int n_loads;
 DEVICE void load_later(int of, uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar) {
     if (n_loads == 4096) fail("more copies on their way than expected");
-    loads[n_loads++] = {of, to, bar, *map, x, y};
+    loads[n_loads++] = {of, to, bar, *map, x, y, nullptr, (uint32_t)map->box_rows * 128};
     spoil(teams[of].below + to, map->box_rows * 128);
 }
-// Of one block, all that are on their way.
-DEVICE void land_loads(int of) {
+// Bytes that lie in one piece.
+DEVICE void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t bar) {
+    if (n_loads == 4096) fail("more copies on their way than expected");
+    if ((to | (uintptr_t)from | bytes) % 16) fail("a copy of bytes that are not aligned to 16");
+    loads[n_loads++] = {thread().block, to, bar, {}, 0, 0, from, bytes};
+    spoil(shared_at(to), bytes);
+}
+// All that are on their way to one barrier.
+DEVICE void land_loads(int of, uint32_t bar) {
     int kept = 0;
     for (int i = 0; i < n_loads; i++) {
         const Load l = loads[i];
-        if (l.block != of) {
+        if (l.block != of || l.bar != bar) {
             loads[kept++] = l;
             continue;
         }
@@ -95,7 +102,8 @@ DEVICE void land_loads(int of) {
                 else memset(to, 0, m.item);
             }
         Barrier& b = barrier_of(of, l.bar);
-        b.bytes -= m.box_rows * 128;
+        if (l.plain) memcpy(teams[of].below + l.to, l.plain, l.bytes);
+        b.bytes -= l.bytes;
         turn_over(b);
     }
     n_loads = kept;

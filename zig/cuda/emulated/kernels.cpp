@@ -3,6 +3,12 @@
 #define HOPPER 0
 #include "common.cuh"
 static void land_copies() {}
+namespace combine_file {
+#include "attention_combine.cu"
+}
+namespace decode_file {
+#include "attention_decode.cu"
+}
 #include "attention_mma.cu"
 #include "blocks_mma.cu"
 #include "linear_fp8_mma.cu"
@@ -10,6 +16,9 @@ static void land_copies() {}
 
 #define START(NAME, ARGS) \
     if (!strcmp(name, #NAME)) return emulate([](const void* p) { NAME(*(const ARGS*)p); }, args, {x, y, z}, threads, 1, 1)
+#define START_IN(FILE, NAME, ARGS) \
+    if (!strcmp(name, #NAME)) \
+    return emulate([](const void* p) { FILE::NAME(*(const FILE::ARGS*)p); }, args, {x, y, z}, threads, 1, 1)
 #define START_MMA(NAME) \
     START(NAME##_128, MmaArgs); \
     START(NAME##_128_swiglu, MmaArgs); \
@@ -18,6 +27,11 @@ static void land_copies() {}
 
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate(const char* name, const void* args, int x, int y, int z, int threads) {
+    START_IN(combine_file, attention_combine_bf16, CombineArgs);
+    START_IN(combine_file, attention_combine_many_bf16, CombineArgs);
+    START_IN(decode_file, attention_decode_1_bf16, DecodeAttentionArgs);
+    START_IN(decode_file, attention_decode_4_bf16, DecodeAttentionArgs);
+    START_IN(decode_file, attention_decode_8_bf16, DecodeAttentionArgs);
     START(attention_mma_bf16, AttentionArgs);
     START_MMA(linear_mma);
     START_MMA(fp8_mma);

@@ -4,6 +4,9 @@
 namespace attention_file {
 #include "attention_sm90.cu"
 }
+namespace decode_file {
+#include "attention_decode_sm90.cu"
+}
 namespace gemm_file {
 #include "linear_gemm_sm90.cu"
 }
@@ -16,6 +19,7 @@ namespace scan_file {
 
 // Tensor maps stand in front of a kernel's arguments.
 struct AttentionCall { CUtensorMap q, k, v; attention_file::AttentionArgs args; };
+struct DecodeCall { CUtensorMap k, v; decode_file::DecodeAttentionArgs args; };
 struct GemmCall { CUtensorMap x, w, w2, out; gemm_file::GemmArgs args; };
 struct ScanCall { CUtensorMap x, b, c; scan_file::SsdArgs args; };
 struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
@@ -25,6 +29,12 @@ struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
         const AttentionCall& c = *(const AttentionCall*)p; \
         attention_file::NAME(c.q, c.k, c.v, c.args); \
     }, call, {x, 1, 1}, 384, 1, 1)
+#define DECODE_CALL(NAME) \
+    if (!strcmp(name, #NAME)) \
+    return emulate([](const void* p) { \
+        const DecodeCall& c = *(const DecodeCall*)p; \
+        decode_file::NAME(c.k, c.v, c.args); \
+    }, call, {x, 1, 1}, 288, 1, 1)
 #define SCAN(NAME) \
     if (!strcmp(name, #NAME)) \
     return emulate([](const void* p) { \
@@ -47,6 +57,9 @@ struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, int y) {
     ATTENTION(attention_sm90_bf16);
+    DECODE_CALL(attention_decode_sm90_1_bf16);
+    DECODE_CALL(attention_decode_sm90_4_bf16);
+    DECODE_CALL(attention_decode_sm90_8_bf16);
     SCAN(ssd_sm90_bf16);
     SCAN(ssd_sm90_bf16_bf16);
     GEMM_CALL(gemm_256_sm90_bf16);

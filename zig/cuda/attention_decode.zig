@@ -1,0 +1,137 @@
+//! attention of one token a sequence: kernels/attention_decode_sm90.cu on Hopper,
+//! attention_decode.cu on other cards, and attention_combine.cu, which adds up the spans that both
+//! leave. bf16, heads of 128.
+
+const command = @import("command");
+const k = @import("kernel.zig");
+const Extra = @import("stream.zig").Extra;
+const Task = k.Task;
+const Stream = k.Stream;
+
+const head_dim = 128;
+/// Keys that one block takes at a time, and floats that it leaves for each head.
+const span_keys = 512;
+const span_floats = head_dim + 2;
+const shared_bytes = 49152;
+/// Shared memory of the kernel for Hopper: its ring, and by head of a group queries and sums.
+fn hopperBytes(group: u32) u32 {
+    return 5 * 32768 + group * (4 * 256 + 8 * 132 * 4) + 1552;
+}
+/// Spans for which a warp adds up a head.
+const few_splits = 32;
+/// Spans that there is room for: half a million keys, or 32 thousand in a batch.
+fn splitsMax(t: *const Task) usize {
+    return if (t.capacity[@intFromEnum(command.Rows.seqs)] <= 8) 1024 else 64;
+}
+
+/// What every block leaves of its spans; nothing where sequences may have more tokens than one.
+pub fn workspace(t: *const Task) usize {
+    const seqs: usize = t.capacity[@intFromEnum(command.Rows.seqs)];
+    if (t.capacity[@intFromEnum(command.Rows.tokens)] != seqs) return 0;
+    return seqs * t.attrs[0] * splitsMax(t) * span_floats * 4;
+}
+
+const Args = extern struct {
+    q: ?[*]u8,
+    k_pages: ?[*]u8,
+    v_pages: ?[*]u8,
+    out: ?[*]u8,
+    partial: ?[*]u8,
+    past_len: ?[*]u32,
+    pages: ?[*]u32,
+    page_stride: i64,
+    heads: i32,
+    kv_heads: i32,
+    q_stride: i32,
+    out_stride: i32,
+    max_pages: i32,
+    max_splits: i32,
+    scale: f32,
+    seqs: i32,
+};
+
+const CombineArgs = extern struct {
+    partial: ?[*]u8,
+    out: ?[*]u8,
+    past_len: ?[*]u32,
+    heads: i32,
+    kv_heads: i32,
+    out_stride: i32,
+    max_splits: i32,
+    seqs: i32,
+    scale: f32,
+};
+
+/// Whether it could: there is work space, and a kernel for so many heads in a group.
+pub fn launch(t: *const Task, s: *Stream) bool {
+    const splits = k.blocks(t.step.max_pages * command.page_tokens, span_keys);
+    if (t.capacity[@intFromEnum(command.Rows.tokens)] !=
+        t.capacity[@intFromEnum(command.Rows.seqs)] or splits > splitsMax(t)) return false;
+    const a: Args = .{
+        .q = k.at(t, 0),
+        .k_pages = k.at(t, 1),
+        .v_pages = k.at(t, 2),
+        .out = k.at(t, 3),
+        .partial = t.workspace,
+        .past_len = t.step.past_len,
+        .pages = t.step.pages,
+        .page_stride = k.pageStride(t, 1),
+        .heads = k.attr(t, 0),
+        .kv_heads = k.attr(t, 1),
+        .q_stride = k.stride(t, 0),
+        .out_stride = k.stride(t, 3),
+        .max_pages = @intCast(t.step.max_pages),
+        .max_splits = @intCast(splits),
+        .scale = t.attrF(3),
+        .seqs = @intCast(t.step.n_seqs),
+    };
+    inline for (.{ 1, 2, 4, 8 }) |group| if (t.attrs[0] / t.attrs[1] == group) {
+        if (s.gpu.capability == 90) hopper(t, s, a, group) else {
+            const name = comptime k.name("attention_decode_{d}_bf16", .{group});
+            const grid = [3]u32{ splits, t.attrs[1], t.step.n_seqs };
+            s.launch("attention_decode", name, grid, 128, .{a}, .{ .shared_bytes = shared_bytes });
+        }
+        if (splits > 1) combine(t, s, a);
+        return true;
+    };
+    return false;
+}
+
+fn hopper(t: *const Task, s: *Stream, a: Args, comptime group: u32) void {
+    const half = head_dim / 2; // a key is two rows of the maps: its pages come in one piece
+    const page_rows: u64 = @intCast(@divExact(k.pageStride(t, 1), half));
+    const rows = (s.pages -| 1) * page_rows + t.attrs[1] * command.page_tokens * 2;
+    const box = .{ half, 2 * command.page_tokens };
+    const args = .{
+        s.mapOnce(.bf16, k.at(t, 1), rows, half, half, box),
+        s.mapOnce(.bf16, k.at(t, 2), rows, half, half, box),
+        a,
+    };
+    const spans = @as(u32, @intCast(a.max_splits)) * t.attrs[1] * t.step.n_seqs;
+    const grid = [3]u32{ @min(s.gpu.multiprocessors, spans), 1, 1 };
+    const extra: Extra = .{ .shared_bytes = hopperBytes(group) };
+    const name = comptime k.name("attention_decode_sm90_{d}_bf16", .{group});
+    s.launch("attention_decode_sm90", name, grid, 288, args, extra);
+}
+
+fn combine(t: *const Task, s: *Stream, of: Args) void {
+    const a: CombineArgs = .{
+        .partial = of.partial,
+        .out = of.out,
+        .past_len = of.past_len,
+        .heads = of.heads,
+        .kv_heads = of.kv_heads,
+        .out_stride = of.out_stride,
+        .max_splits = of.max_splits,
+        .seqs = of.seqs,
+        .scale = of.scale,
+    };
+    const heads = t.attrs[0];
+    if (of.max_splits <= few_splits) {
+        const grid = [3]u32{ k.blocks(heads * t.step.n_seqs, 8), 1, 1 };
+        s.launch("attention_combine", "attention_combine_bf16", grid, 256, .{a}, .{});
+    } else {
+        const grid = [3]u32{ heads * 4, t.step.n_seqs, 1 };
+        s.launch("attention_combine", "attention_combine_many_bf16", grid, 256, .{a}, .{});
+    }
+}

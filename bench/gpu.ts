@@ -127,7 +127,9 @@ async function blockLine(
   const load_s = rounded((performance.now() - began) / 1e3);
   const line = ({ what, ...rest }: Record<string, unknown>) =>
     setting.line({ what: `${what}, ${weights}`, load_s, ...rest });
-  await decodeLine({ ...setting, model: subject.model, line }, 1);
+  const blocks = { ...setting, model: subject.model, line };
+  await decodeLine(blocks, 1);
+  for (const tokens of prompts) await prefillLine(blocks, tokens);
 }
 
 function tera(peaks: Measured): Record<string, number> {

@@ -109,4 +109,7 @@ pub const Kernel = extern struct {
     /// (`capacity[rows]`, `n_threads`; the step is not there yet).
     workspace: ?*const fn (t: *const Task) callconv(.c) usize = null,
     scratch: ?*const fn (t: *const Task) callconv(.c) usize = null,
+    /// Whether all phases of t but its last would leave in the workspace just what those of
+    /// `before` left there: t then has none but its last.
+    alike: ?*const fn (before: *const Task, t: *const Task) callconv(.c) bool = null,
 };

@@ -30,6 +30,7 @@ pub const kernels = .{ .linear = kernel.Kernel{
     .run = run,
     .workspace = workspace,
     .scratch = scratch,
+    .alike = alike,
 } };
 
 /// Operands of the command.
@@ -185,6 +186,14 @@ fn scratch(t: *const Task) callconv(.c) usize {
     const many: usize = group_panels * width * block_tiles * gemm.MR + gemm.wide_floats;
     const floats: usize = @max(few, many);
     return floats * 4;
+}
+
+/// Matrices of one type and width round or pack the same x alike.
+fn alike(before: *const Task, t: *const Task) callconv(.c) bool {
+    const a = &before.operands[WEIGHT];
+    const b = &t.operands[WEIGHT];
+    if (a.dtype != b.dtype or a.shape[1] != b.shape[1]) return false;
+    return inPairs(before) == inPairs(t) and std.meta.eql(before.operands[X], t.operands[X]);
 }
 
 test {

@@ -49,8 +49,8 @@ fn aheadOf(across: usize) usize {
 }
 /// Whether it asks at all. Four panels side by side are streams to the CPU itself, and where a
 /// step has many instructions (q4_k, q6_k) asking costs more than it brings: without, their
-/// products of one row go 2 and 4 % faster; those of q5_k 1 % slower, of q8_0 3 %, and of q4_0 1 %
-/// faster with long rows and 4 % slower in small matrices.
+/// products of one row go 2 and 4 % faster. Those of q5_k would go 1 % slower, of q8_0 3 %, of q4_0
+/// 1 % faster in wide matrices and 1 to 4 % slower in others.
 fn asks(comptime dtype: DType, comptime across: usize) bool {
     return across != streams or (dtype != .q4_k and dtype != .q6_k);
 }

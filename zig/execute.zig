@@ -159,8 +159,8 @@ const Run = struct {
         return p.kernel.units(p.task, p.number);
     }
 
-    /// Sets a thread's ranges of phase number n, which a barrier separates from the present one, and
-    /// of what follows it before the next barrier.
+    /// Sets a thread's ranges of phase number n, which a barrier separates from the present one,
+    /// and of what follows it before the next barrier.
     fn offer(r: *const Run, n: usize, index: u32) void {
         const width = r.plan.device.pool.width();
         for (r.body.phases.items[n..], n..) |*p, at| {

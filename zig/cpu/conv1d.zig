@@ -11,9 +11,9 @@
 
 const std = @import("std");
 const simd = @import("simd.zig");
+const ways = @import("way.zig");
 const kernel_zig = @import("kernel.zig");
-const case = @import("case.zig");
-const command = @import("command");
+const rows = @import("row.zig");
 const Task = kernel_zig.Task;
 const Kernel = kernel_zig.Kernel;
 const L = simd.L;
@@ -128,6 +128,46 @@ const Block = struct {
         return simd.mulAdd(simd.ldF(b.weight + w * channels_step + c), x, sum);
     }
 
+    /// A sequence's one token and the state behind it. What the next one needs, `soon`, is asked for
+    /// on the way: a thousand bytes of each row of a state are too few for a CPU to foresee.
+    fn update(b: Block, seq: usize, row: usize, soon: Places) void {
+        if (b.width != 4) {
+            b.token(seq, row, 0);
+            return b.keep(seq, row, 1);
+        }
+        const fresh = b.t.step.past_len.?[seq] == 0;
+        switch (b.t.attrs[0]) {
+            inline 0, 1 => |silu| b.updateColumns(silu, b.places(seq, row), fresh, soon),
+            else => unreachable,
+        }
+    }
+    fn updateColumns(b: Block, comptime silu: u32, at: Places, fresh: bool, soon: Places) void {
+        const way = ways.behind(b.t.slot_bytes * b.t.step.n_seqs);
+        var c: usize = 0;
+        while (c < b.n) : (c += L) {
+            soon.ask(c);
+            const left = b.n - c;
+            var in: [4]F = @splat(simd.zero);
+            if (!fresh) inline for (0..3) |w| {
+                in[w] = rows.part(at.state + (w + 1) * at.apart + c, left);
+            };
+            in[3] = rows.part(at.x + c, left);
+            var sum = simd.ldF(b.bias + c);
+            inline for (0..4) |w|
+                sum = simd.mulAdd(simd.ldF(b.weight + w * channels_step + c), in[w], sum);
+            ways.store(way, at.out + c, if (silu == 1) simd.silu(sum) else sum, left);
+            inline for (0..4) |w| ways.store(way, at.state + w * at.apart + c, in[w], left);
+        }
+    }
+    fn places(b: Block, seq: usize, row: usize) Places {
+        return .{
+            .state = b.state(seq, 0),
+            .apart = b.t.cols(0),
+            .x = b.t.row(0, row) + b.c0,
+            .out = b.t.row(4, row) + b.c0,
+        };
+    }
+
     /// The state after the sequence's `tokens` tokens from `row` on. Its rows move towards the
     /// older end, so that each is read before it is written over.
     fn keep(b: Block, seq: usize, row: usize, tokens: usize) void {
@@ -139,6 +179,27 @@ const Block = struct {
     }
 };
 
+/// Where some channels of a sequence with one token lie.
+const Places = struct {
+    /// Of the oldest input, the others `apart` from each other
+    state: [*]f32,
+    apart: usize,
+    x: [*]const f32,
+    out: [*]f32,
+
+    /// The channels of the next unit.
+    fn behind(p: Places) Places {
+        var next = p;
+        next.state += channels_step;
+        next.x += channels_step;
+        next.out += channels_step;
+        return next;
+    }
+    inline fn ask(p: Places, c: usize) void {
+        inline for (1..4) |w| @prefetch(p.state + w * p.apart + c, .{});
+        @prefetch(p.x + c, .{});
+    }
+};
 fn tokenBlocks(t: *const Task) usize {
     return (t.step.n_tokens + tokens_step - 1) / tokens_step;
 }
@@ -175,13 +236,17 @@ fn sequenceBlocks(t: *const Task) usize {
 }
 fn runUpdate(t: *const Task, _: u32, begin: u32, end: u32, scratch: [*]u8) callconv(.c) void {
     const s = Shape.of(t);
+    const start = t.step.seq_start.?;
     for (begin..end) |unit| {
         const b = Block.init(t, s, unit % s.blocks, scratch);
-        const i = unit / s.blocks * tokens_step;
-        for (i..@min(i + tokens_step, t.step.n_seqs)) |seq| {
-            const row = t.step.seq_start.?[seq];
-            b.token(seq, row, 0);
-            b.keep(seq, row, 1);
+        const first = unit / s.blocks * tokens_step;
+        const last = @min(first + tokens_step, t.step.n_seqs) - 1;
+        for (first..last + 1) |seq| {
+            // Behind the last of these sequences comes the first with the next channels, if any.
+            const next = if (seq < last) seq + 1 else first;
+            var soon = b.places(next, start[next]);
+            if (seq == last and b.c0 + 2 * channels_step <= s.channels) soon = soon.behind();
+            b.update(seq, start[seq], soon);
         }
     }
 }
@@ -224,161 +289,6 @@ pub fn causal_conv1d_ref(t: *const Task) void {
     };
 }
 
-// ---- tests ---------------------------------------------------------------------------------
-
-const testing = std.testing;
-const Seq = case.Seq;
-const tolerance = 1e-6;
-
-const Layer = struct {
-    gpa: std.mem.Allocator,
-    rows: usize,
-    channels: usize,
-    width: usize,
-    x: []f32,
-    weight: []f32,
-    bias: ?[]f32,
-    states: []f32,
-    silu: bool,
-
-    const gap = 5;
-    fn init(gpa: std.mem.Allocator, rows: usize, channels: usize, width: usize) !Layer {
-        var prng = std.Random.DefaultPrng.init(rows + channels);
-        const l = Layer{
-            .gpa = gpa,
-            .rows = rows,
-            .channels = channels,
-            .width = width,
-            .x = try gpa.alloc(f32, @max(1, rows * (channels + gap))),
-            .weight = try gpa.alloc(f32, channels * width),
-            .bias = if (channels % 2 == 0) try gpa.alloc(f32, channels) else null,
-            .states = try gpa.alloc(f32, case.slots * channels * width),
-            .silu = width == 4,
-        };
-        case.fill(prng.random(), l.x, 1);
-        case.fill(prng.random(), l.weight, 1);
-        case.fill(prng.random(), l.states, 1);
-        if (l.bias) |b| case.fill(prng.random(), b, 1);
-        return l;
-    }
-    fn run(
-        l: Layer,
-        k: ?Kernel,
-        order: case.Order,
-        seqs: []const Seq,
-        row: usize,
-        states: []f32,
-        y: []f32,
-    ) !void {
-        var c = try case.Case.init(l.gpa, .causal_conv1d, seqs);
-        c.order = order;
-        c.tokens(l.x.ptr + row * (l.channels + gap), l.channels, l.channels + gap);
-        c.weight(l.weight, l.channels, l.width);
-        c.weight(l.bias, 1, l.channels);
-        c.state(states.ptr, l.channels * l.width);
-        c.tokens(y.ptr + row * l.channels, l.channels, l.channels);
-        c.attr(0, @as(u32, @intFromBool(l.silu)));
-        if (k) |kernel| try c.execute(kernel) else causal_conv1d_ref(&c.task);
-    }
-    fn output(l: Layer) ![]f32 {
-        const y = try l.gpa.alloc(f32, l.rows * l.channels);
-        @memset(y, case.nan);
-        return y;
-    }
-    fn pool(l: Layer) ![]f32 {
-        return l.gpa.dupe(f32, l.states);
-    }
-    fn poisonSlot(l: Layer, slot: usize) void {
-        const n = l.channels * l.width;
-        @memset(l.states[slot * n ..][0..n], case.nan);
-    }
-};
-
-const batch = [_]Seq{
-    .{ .past = 0, .tokens = 130, .slot = 5 },
-    .{ .past = 63, .tokens = 3, .slot = 0 },
-    .{ .past = 7, .tokens = 0, .slot = 3 },
-    .{ .past = 0, .tokens = 2, .slot = 7 },
-    .{ .past = 1, .tokens = 1, .slot = 2 },
-    .{ .past = 0, .tokens = 1, .slot = 1 },
-    .{ .past = 65, .tokens = 64, .slot = 4 },
-};
-const batch_rows = 130 + 3 + 2 + 1 + 1 + 64;
-const Size = struct { channels: usize, width: usize };
-const sizes = [_]Size{
-    .{ .channels = 600, .width = 4 },
-    .{ .channels = 37, .width = 4 },
-    .{ .channels = 24, .width = 2 },
-    .{ .channels = 13, .width = 1 },
-    .{ .channels = 20, .width = 7 },
-};
-
-test "causal_conv1d is its twin, for many sequences, with the same bits alone and in any order" {
-    var arena = std.heap.ArenaAllocator.init(testing.allocator);
-    defer arena.deinit();
-    for (sizes) |size| {
-        const l = try Layer.init(arena.allocator(), batch_rows, size.channels, size.width);
-        // A sequence that starts must not look at what its slot held.
-        for ([_]usize{ 5, 7, 1 }) |slot| l.poisonSlot(slot);
-        const want = try l.output();
-        const want_states = try l.pool();
-        try l.run(null, .whole, &batch, 0, want_states, want);
-        const whole = try l.output();
-        const whole_states = try l.pool();
-        try l.run(kernels.causal_conv1d, .whole, &batch, 0, whole_states, whole);
-        try testing.expect(case.worst(whole, want) < tolerance);
-        try case.expectSameBits(want_states, whole_states);
-        inline for (.{ case.Order.backwards, .threes }) |order| {
-            const y = try l.output();
-            const states = try l.pool();
-            try l.run(kernels.causal_conv1d, order, &batch, 0, states, y);
-            try case.expectSameBits(whole, y);
-            try case.expectSameBits(whole_states, states);
-        }
-        const y = try l.output();
-        const states = try l.pool();
-        var row: usize = 0;
-        for (batch) |q| {
-            const one = kernels.causal_conv1d_update;
-            const k = if (q.tokens == 1) one else kernels.causal_conv1d;
-            try l.run(k, .whole, &.{q}, row, states, y);
-            row += q.tokens;
-        }
-        try case.expectSameBits(whole, y);
-        try case.expectSameBits(whole_states, states);
-    }
-}
-
-test "a prompt has the same bits in any cut, down to one token at a time" {
-    var arena = std.heap.ArenaAllocator.init(testing.allocator);
-    defer arena.deinit();
-    const l = try Layer.init(arena.allocator(), 151, 40, 4);
-    const want = try l.output();
-    const want_states = try l.pool();
-    const whole = Seq{ .tokens = 151, .slot = 2 };
-    try l.run(kernels.causal_conv1d, .whole, &.{whole}, 0, want_states, want);
-    for ([_]u32{ 1, 2, 3, 64, 100 }) |part| {
-        const y = try l.output();
-        const states = try l.pool();
-        var done: u32 = 0;
-        while (done < 151) : (done += part) {
-            const q = Seq{ .past = done, .tokens = @min(part, 151 - done), .slot = 2 };
-            const one = part == 1;
-            const k = if (one) kernels.causal_conv1d_update else kernels.causal_conv1d;
-            try l.run(k, .whole, &.{q}, done, states, y);
-        }
-        try case.expectSameBits(want, y);
-        try case.expectSameBits(want_states, states);
-    }
-}
-
-test "a batch without tokens does nothing" {
-    var arena = std.heap.ArenaAllocator.init(testing.allocator);
-    defer arena.deinit();
-    const l = try Layer.init(arena.allocator(), 0, 40, 4);
-    const states = try l.pool();
-    const none = [_]Seq{ .{ .tokens = 0 }, .{ .tokens = 0, .slot = 1 } };
-    try l.run(kernels.causal_conv1d, .whole, &none, 0, states, &.{});
-    try l.run(kernels.causal_conv1d_update, .whole, &.{}, 0, states, &.{});
-    try case.expectSameBits(l.states, states);
+test {
+    _ = @import("conv1d_test.zig");
 }

@@ -8,6 +8,7 @@ const std = @import("std");
 const command = @import("command");
 const kernel = @import("kernel.zig");
 const simd = @import("simd.zig");
+const ways = @import("way.zig");
 const Task = kernel.Task;
 const F = simd.F;
 const L = simd.L;
@@ -67,15 +68,24 @@ fn over(comptime f: anytype) *const Run {
         fn columns(t: *const Task, r: usize, from: usize, to: usize) void {
             const a = t.row(0, r) + from;
             const out = t.row(inputs, r) + from;
+            const way = ways.ofResults(t.rows(inputs) * t.cols(inputs) * 4);
             if (inputs == 1) simd.map(f, to - from, a, out);
-            if (inputs == 2) map2(f, to - from, a, t.row(1, r) + from, out);
+            if (inputs == 2) map2(f, to - from, a, t.row(1, r) + from, out, way);
         }
     }.run;
 }
 
-fn map2(comptime f: anytype, n: usize, a: [*]const f32, b: [*]const f32, out: [*]f32) void {
+fn map2(
+    comptime f: anytype,
+    n: usize,
+    a: [*]const f32,
+    b: [*]const f32,
+    out: [*]f32,
+    way: ways.Way,
+) void {
     var i: usize = 0;
-    while (i + L <= n) : (i += L) simd.st(out + i, f(simd.ldF(a + i), simd.ldF(b + i)));
+    while (i + L <= n) : (i += L)
+        ways.store(way, out + i, f(simd.ldF(a + i), simd.ldF(b + i)), L);
     const left = n - i;
     if (left == 0) return;
     simd.stTail(out + i, f(simd.ldTail(a + i, left), simd.ldTail(b + i, left)), left);

@@ -18,8 +18,8 @@ const gemv = @import("linear_gemv.zig");
 const block = @import("block.zig");
 const blocks = @import("linear_blocks.zig");
 const pairs = @import("linear_bf16.zig");
-const finish_file = @import("linear_finish.zig");
-const finish = finish_file.finish;
+const ways = @import("way.zig");
+const finish = @import("linear_finish.zig").finish;
 const Task = kernel.Task;
 const DType = command.DType;
 const width = command.panel;
@@ -139,7 +139,7 @@ fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
     const wide = sums + gemv.streams * gemv.max_rows * width;
     const x = t.f32s(X);
     gemv.run(s.dtype, s.K, s.M, first, s.distance * one, n, x, t.stride(X), sums, wide);
-    const way = finish_file.wayOf(s.panels * one);
+    const way = ways.behind(s.panels * one);
     for (0..n) |p| for (0..s.M) |i|
         finish(t, i, 1, unit + p * s.distance, sums + gemv.place(s.M, n, i, p), 0, way);
 }

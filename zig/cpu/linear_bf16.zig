@@ -24,8 +24,8 @@ const simd = @import("simd.zig");
 const bf16 = @import("bf16.zig");
 const panel = @import("panel.zig");
 const tiles_file = @import("linear_bf16_tile.zig");
-const finish_file = @import("linear_finish.zig");
-const finish = finish_file.finish;
+const ways = @import("way.zig");
+const finish = @import("linear_finish.zig").finish;
 const Ahead = tiles_file.Ahead;
 const Cut = tiles_file.Cut;
 const DType = command.DType;
@@ -150,7 +150,7 @@ fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
     const ahead: Ahead = .{ .p = w + ahead_bytes, .step = width * 4 };
     const go = tiles_file.streaming(s.M, n);
     go(s.pairs, rounded(t), w, s.distance * one, sums, true, ahead);
-    const way = finish_file.wayOf(s.panels * one);
+    const way = ways.behind(s.panels * one);
     for (0..n) |p| finish(t, 0, s.M, unit + p * s.distance, sums + p * width, n * width, way);
 }
 

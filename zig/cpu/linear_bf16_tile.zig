@@ -4,6 +4,7 @@
 const std = @import("std");
 const command = @import("command");
 const simd = @import("simd.zig");
+const ways = @import("way.zig");
 const bf16 = @import("bf16.zig");
 const F = simd.F;
 const U = simd.U;
@@ -15,6 +16,8 @@ pub const rows_max = 12;
 pub const across_many = 2;
 const streams_max = 4;
 const registers = 24;
+/// How far ahead of itself packing asks for each row: rows are too many for a CPU to foresee all.
+const ahead_floats = 256;
 /// From so many rows on the instructions of a step fill the time in which the core looks ahead, so
 /// that the few rows of one tile must ask for the weights that come.
 const asking_rows = 4;
@@ -133,20 +136,38 @@ pub fn pack(
     to: usize,
     out: [*]u32,
 ) void {
-    if (h == 1) return packOne(K, x, from, to, out);
+    if (L < rows_max) unreachable; // has no dot of pairs
+    switch (h) {
+        1 => packOne(K, x, from, to, out),
+        inline 2...rows_max => |rows| packSome(rows, K, x, stride, from, to, out),
+        else => unreachable,
+    }
+}
+
+fn packSome(
+    comptime h: usize,
+    K: usize,
+    x: [*]const f32,
+    stride: usize,
+    from: usize,
+    to: usize,
+    out: [*]u32,
+) void {
+    const way = ways.ofResults(h * K * 2);
+    const n = comptime std.math.ceilPowerOfTwoAssert(usize, h);
     var k = from;
     while (k < to) : (k += L) {
-        var v: [L]U = @splat(@splat(0));
-        for (v[0..h], 0..) |*pairs, i| pairs.* = roundPairs(x + i * stride + 2 * k, K - 2 * k);
-        transpose(&v);
-        for (v[0..@min(L, to - k)], k..) |step, pair| {
-            const at = out + pair * h;
-            // A whole vector, where what comes behind will be written later.
-            if (pair + L <= to) simd.st(at, step) else {
-                const one: [L]u32 = step;
-                for (0..h) |i| at[i] = one[i];
-            }
+        var v: [n]U = @splat(@splat(0));
+        inline for (v[0..h], 0..) |*pairs, i| {
+            const at = x + i * stride + 2 * k;
+            @prefetch(at + ahead_floats, .{ .locality = 2 });
+            pairs.* = roundPairs(at, K - 2 * k);
         }
+        shuffle(n, &v);
+        const lanes = @min(L, to - k) * h;
+        const at: [*]f32 = @ptrCast(out + k * h);
+        inline for (0..h) |i| if (i * L < lanes)
+            ways.store(way, at + i * L, @bitCast(together(h, n, &v, i)), lanes - i * L);
     }
 }
 
@@ -174,18 +195,42 @@ inline fn roundPairs(x: [*]const f32, left: usize) U {
     return @bitCast(halves);
 }
 
-/// Rows become columns: log2(L) perfect shuffles.
-inline fn transpose(v: *[L]U) void {
+/// Rows become columns, n to each: log2(n) perfect shuffles.
+inline fn shuffle(comptime n: usize, v: *[n]U) void {
     const lower = comptime interleaved(0);
     const upper = comptime interleaved(L / 2);
-    inline for (0..comptime std.math.log2_int(usize, L)) |_| {
-        var next: [L]U = undefined;
-        inline for (0..L / 2) |i| {
-            next[2 * i] = @shuffle(u32, v[i], v[i + L / 2], lower);
-            next[2 * i + 1] = @shuffle(u32, v[i], v[i + L / 2], upper);
+    inline for (0..comptime std.math.log2_int(usize, n)) |_| {
+        var next: [n]U = undefined;
+        inline for (0..n / 2) |i| {
+            next[2 * i] = @shuffle(u32, v[i], v[i + n / 2], lower);
+            next[2 * i + 1] = @shuffle(u32, v[i], v[i + n / 2], upper);
         }
         v.* = next;
     }
+}
+/// Vector `index` of steps of h pairs, one after another, from steps that are n wide in v.
+inline fn together(comptime h: usize, comptime n: usize, v: *const [n]U, comptime index: usize) U {
+    const first = comptime source(h, n, index * L) / L;
+    if (n == h) return v[first];
+    var all = v[first];
+    inline for (first..comptime source(h, n, index * L + L - 1) / L + 1) |from|
+        all = @shuffle(u32, all, v[from], lanesFrom(h, n, index, first, from));
+    return all;
+}
+/// Those lanes of `together` that v[from] has, the others as they are (or any, at first).
+fn lanesFrom(h: usize, n: usize, index: usize, first: usize, from: usize) [L]i32 {
+    @setEvalBranchQuota(10_000);
+    var at: [L]i32 = undefined;
+    for (&at, 0..) |*lane, i| {
+        const of = source(h, n, index * L + i);
+        const kept: i32 = if (from == first) 0 else @intCast(i);
+        lane.* = if (of / L == from) ~@as(i32, @intCast(of % L)) else kept;
+    }
+    return at;
+}
+/// Where pair i of steps of h lies among steps of n.
+fn source(h: usize, n: usize, i: usize) usize {
+    return i / h * n + i % h;
 }
 fn interleaved(first: i32) [L]i32 {
     var at: [L]i32 = undefined;

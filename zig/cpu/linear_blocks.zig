@@ -17,8 +17,8 @@
 const std = @import("std");
 const command = @import("command");
 const block = @import("block.zig");
-const finish_file = @import("linear_finish.zig");
-const finish = finish_file.finish;
+const ways = @import("way.zig");
+const finish = @import("linear_finish.zig").finish;
 const gemm = @import("linear_gemm.zig");
 const int8 = @import("int8.zig");
 const kernel = @import("kernel.zig");
@@ -133,7 +133,7 @@ fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: *Scratch) void {
     const n = (s.panels - unit + s.distance - 1) / s.distance;
     const rows = Rows.at(t.workspace.?, s.M, s.K, 0);
     few.multiply(s.dtype, s.K, s.M, from, s.distance * one, n, rows, &sums.c);
-    const way = finish_file.wayOf(s.panels * one);
+    const way = ways.behind(s.panels * one);
     const c: [*]const f32 = &sums.c;
     for (0..n) |p|
         finish(t, 0, s.M, unit + p * s.distance, c + p * s.M * width, width, way);

@@ -1,28 +1,12 @@
-//! The end of every matrix product: sums of one panel become results.
-//!
-//! Where few rows meet a large matrix, its bytes have passed through all caches since anybody
-//! touched the lines of the results, so that each store would wait for its line to come from
-//! memory, and what is asked for ahead stands still meanwhile. Stores past the caches need no line:
-//! on two cores of an AMD EPYC (Zen 4, 27 November 2026, memory at 60 GB/s) products of one row
-//! with K 2048 in q4_0 went from 49.4 to 55.3 GB/s (asking for the lines beforehand: 49.7).
+//! The end of every matrix product: sums of one panel become results. Where few rows meet a large
+//! matrix they are stored past the caches (`way.zig`).
 
-const builtin = @import("builtin");
 const command = @import("command");
 const kernel = @import("kernel.zig");
 const simd = @import("simd.zig");
+const ways = @import("way.zig");
 const Task = kernel.Task;
 const width = command.panel;
-
-/// How results are stored: as usual, or past the caches where they lie on whole vectors.
-pub const Way = enum { cached, past };
-
-/// Bytes of the smallest matrix that leaves nothing in a core's own cache; tests have both kinds.
-const large_bytes = if (builtin.is_test) 4096 else 2 << 20;
-
-/// How the results of few rows are stored, by the bytes of their matrix.
-pub fn wayOf(matrix_bytes: usize) Way {
-    return if (matrix_bytes >= large_bytes) .past else .cached;
-}
 
 /// Operands of `linear`.
 const WEIGHT = 1;
@@ -38,7 +22,7 @@ pub fn finish(
     p: usize,
     c: [*]const f32,
     c_row: usize,
-    way: Way,
+    way: ways.Way,
 ) void {
     const first = p * width;
     const n: usize = @min(width, t.operands[WEIGHT].shape[0] - first);
@@ -52,9 +36,7 @@ pub fn finish(
             var v = simd.ldF(c + i * c_row + j);
             if (has_bias) v += part(t.f32s(BIAS) + first + j, left);
             if (has_residual) v += part(t.row(RESIDUAL, row + i) + first + j, left);
-            if (left < simd.L) {
-                simd.stTail(out + j, v, left);
-            } else if (way == .past) simd.stPast(out + j, v) else simd.st(out + j, v);
+            ways.store(way, out + j, v, left);
         }
     }
 }

@@ -10,12 +10,13 @@ const std = @import("std");
 const kernel = @import("kernel.zig");
 const simd = @import("simd.zig");
 const row = @import("row.zig");
+const ways = @import("way.zig");
 const Task = kernel.Task;
 const L = simd.L;
 
 pub const kernels = .{
     .rms_norm = kernel.Kernel{ .units = units, .run = norm },
-    .rms_norm_gated = kernel.Kernel{ .units = units, .run = gated },
+    .rms_norm_gated = kernel.Kernel{ .units = units, .run = gated, .scratch = gatedScratch },
 };
 
 /// The result is the last operand of both.
@@ -23,12 +24,19 @@ fn outOf(t: *const Task) usize {
     return t.n_operands - 1;
 }
 
-/// Elements of a unit: about four microseconds.
+/// Elements of a unit, at most: about four microseconds.
 const unit_elements = 16384;
+/// Units that each thread should find, if there are rows enough.
+const units_a_thread = 2;
 
-/// Rows of a unit; depends on the plan's columns alone.
+/// Rows of a unit.
 fn unitRows(t: *const Task) usize {
-    return @max(1, unit_elements / @max(1, t.cols(outOf(t))));
+    const most = unit_elements / @max(1, t.cols(outOf(t)));
+    const shared = t.rows(outOf(t)) / (units_a_thread * @max(1, t.n_threads));
+    return @max(1, @min(most, shared));
+}
+fn wayOf(t: *const Task) ways.Way {
+    return ways.ofResults(t.rows(outOf(t)) * t.cols(outOf(t)) * 4);
 }
 
 fn units(t: *const Task, phase: u32) callconv(.c) u32 {
@@ -42,27 +50,33 @@ fn norm(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callco
     _ = scratch;
     const n = unitRows(t);
     const cols = t.cols(0);
+    const way = wayOf(t);
     for (begin * n..@min(end * n, t.rows(2))) |r| {
         const x = t.row(0, r);
         const sum = row.squares(cols, x);
-        scale(cols, x, t.f32s(1), factor(sum, cols, t.attrF(0)), t.row(2, r));
+        scale(cols, x, t.f32s(1), factor(sum, cols, t.attrF(0)), t.row(2, r), way);
     }
 }
 
 fn gated(t: *const Task, phase: u32, begin: u32, end: u32, scratch: [*]u8) callconv(.c) void {
     _ = phase;
-    _ = scratch;
+    const y: [*]f32 = @ptrCast(@alignCast(scratch));
+    const way = wayOf(t);
     const n = unitRows(t);
     const groups = t.attrs[1];
     const cols = t.cols(0) / groups;
     for (begin * n..@min(end * n, t.rows(3))) |r| {
         for (0..groups) |g| {
             const at = g * cols;
-            const out = t.row(3, r) + at;
-            const sum = gatedSquares(cols, t.row(0, r) + at, t.row(1, r) + at, out);
-            scale(cols, out, t.f32s(2) + at, factor(sum, cols, t.attrF(0)), out);
+            const sum = gatedSquares(cols, t.row(0, r) + at, t.row(1, r) + at, y);
+            scale(cols, y, t.f32s(2) + at, factor(sum, cols, t.attrF(0)), t.row(3, r) + at, way);
         }
     }
+}
+
+/// A group of channels on its way to its mean.
+fn gatedScratch(t: *const Task) callconv(.c) usize {
+    return t.cols(0) / t.attrs[1] * 4;
 }
 
 inline fn factor(sum: f32, n: usize, eps: f32) f32 {
@@ -93,10 +107,18 @@ fn gatedSquares(n: usize, x: [*]const f32, gate: [*]const f32, y: [*]f32) f32 {
 }
 
 /// out = (x * by) * weight
-fn scale(n: usize, x: [*]const f32, weight: [*]const f32, by: f32, out: [*]f32) void {
+fn scale(
+    n: usize,
+    x: [*]const f32,
+    weight: [*]const f32,
+    by: f32,
+    out: [*]f32,
+    way: ways.Way,
+) void {
     const f = simd.splat(by);
     var i: usize = 0;
-    while (i + L <= n) : (i += L) simd.st(out + i, simd.ldF(x + i) * f * simd.ldF(weight + i));
+    while (i + L <= n) : (i += L)
+        ways.store(way, out + i, simd.ldF(x + i) * f * simd.ldF(weight + i), L);
     while (i < n) : (i += 1) out[i] = x[i] * by * weight[i];
 }
 

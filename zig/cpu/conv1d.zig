@@ -7,7 +7,8 @@
 //! Work: 2 W flops and a SiLU for 8 bytes read and written; SiLU decides, then memory.
 //! Ideas: lanes over channels; a unit is some tokens times some channels, so that a row's bytes
 //! are read once from memory and W times from L1; the weights of a unit's channels are turned to
-//! (W, channels) once. States are written in a phase of their own, when nobody reads them any more.
+//! (W, channels) once. States are written in a phase of their own, when nobody reads them any more;
+//! those of sequences with one token in the same walk, past the caches (`way.zig`).
 
 const std = @import("std");
 const simd = @import("simd.zig");
@@ -128,8 +129,8 @@ const Block = struct {
         return simd.mulAdd(simd.ldF(b.weight + w * channels_step + c), x, sum);
     }
 
-    /// A sequence's one token and the state behind it. What the next one needs, `soon`, is asked for
-    /// on the way: a thousand bytes of each row of a state are too few for a CPU to foresee.
+    /// A sequence's one token and the state behind it. What comes next, `soon`, is asked for on the
+    /// way: a thousand bytes of each row of a state are too few for a CPU to foresee.
     fn update(b: Block, seq: usize, row: usize, soon: Places) void {
         if (b.width != 4) {
             b.token(seq, row, 0);
@@ -141,7 +142,13 @@ const Block = struct {
             else => unreachable,
         }
     }
-    fn updateColumns(b: Block, comptime silu: u32, at: Places, fresh: bool, soon: Places) void {
+    fn updateColumns(
+        b: Block,
+        comptime silu: u32,
+        at: Places,
+        fresh: bool,
+        soon: Places,
+    ) void {
         const way = ways.behind(b.t.slot_bytes * b.t.step.n_seqs);
         var c: usize = 0;
         while (c < b.n) : (c += L) {

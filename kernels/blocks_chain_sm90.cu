@@ -11,8 +11,11 @@
 // Reached on an H200 (read 4.5 TB/s), a layer's products, its state left out: q8_0 80, q4_k 68, q6_k 73, our q4_k_m 67 %
 //   where f16 reached 81, 63, 68, 61 in the same run and single launches of blocks_decode.cu 75, 53, -, 55; lm_head's
 //   shape alone 91, 86 and q6_k 82 % (f16 91, 79, 87). What is missing: bench/results/README.md.
+// blocks_chain_once tells L2 that weights are read once: q4_k and our q4_k_m 1.5 to 2 % faster, q8_0 with its states 0.8 %
+//   slower, hence both.
 // Tried: sums of a panel without a barrier of its warps (mbarriers, eight panels deep): q4_k 53.5 -> 54 us; the panels
-//   left in the end shared by both groups: q4_k_m's 58 -> 61.7.
+//   left in the end shared by both groups: q4_k_m's 58 -> 61.7, SwiGLU's two matrices alone no change; x by warps of its
+//   own to a second place (q8_0 79.8 -> 76.5, q4_k 50.1 -> 55); states between the products; fewer slots on their way.
 // Launch: 512 threads, grid = multiprocessors; dynamic smem 16 * `ring` + 2.5 K for the widest K; `ring` a multiple
 //   of `slot`, which is the largest step of the types; at most 8 slots.
 #include "chain.cuh"
@@ -74,8 +77,8 @@ struct Walk {
 
 // A warp's ring: what it copies next, and what it reads next. Copies of the next product's weights are asked for at
 // once only for some slots: x comes to a multiprocessor behind all that it has asked for before. The others it owes,
-// and asks for one by one while it waits for x.
-struct Ring {
+// and asks for one by one while it waits for x. ONCE: L2 hears that weights are read once.
+template <bool ONCE> struct Ring {
     Walk walk;
     uint32_t base, bars, end, slot;  // in shared memory; bytes of a slot
     uint32_t to, to_bar, from, from_bar, parity;
@@ -84,7 +87,8 @@ struct Ring {
     DEVICE_MEMBER void copy() {
         if (lane == 0) {
             mbar_expect(to_bar, walk.bytes);
-            bulk_load(to, walk.src, walk.bytes, to_bar);
+            if (ONCE) bulk_load_once(to, walk.src, walk.bytes, to_bar);
+            else bulk_load(to, walk.src, walk.bytes, to_bar);
         }
         walk.next();
         to += slot, to_bar += 8;
@@ -107,7 +111,7 @@ struct Ring {
     }
 };
 
-template <int TYPE> DEVICE void row_sums(Ring& ring, int count, Columns x, uint32_t sums, float* r) {
+template <int TYPE, typename Ring> DEVICE void row_sums(Ring& ring, int count, Columns x, uint32_t sums, float* r) {
     for (; count > 0; count--, x.next(), sums += WARPS * Block<TYPE>::STEP / 2) {
         mbar_wait(ring.from_bar, ring.parity);
         step_sums<TYPE>(ring.from, x, sums, ring.lane, r);
@@ -115,6 +119,7 @@ template <int TYPE> DEVICE void row_sums(Ring& ring, int count, Columns x, uint3
     }
 }
 
+template <typename Ring>
 DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells, uint32_t xs, int group) {
     const int lane = ring.lane, warp = ring.walk.warp, g = lane >> 2, t = lane & 3;
     const int panels = (p.n + 15) / 16, columns = step_columns(p.type), steps = p.k / columns, parts = p.swiglu ? 2 : 1;
@@ -162,13 +167,13 @@ DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells,
     }
 }
 
-DEVICE void chain(const ChainArgs& a) {
+template <bool ONCE> DEVICE void chain(const ChainArgs& a) {
     extern __shared__ __align__(128) uint8_t smem[];
     __shared__ Fixed fixed;
     const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, group = warp / WARPS;
     const int tid = threadIdx.x % GROUP_THREADS;
     const uint32_t xs = smem_addr(smem) + GROUPS * WARPS * a.ring;
-    Ring ring;
+    Ring<ONCE> ring;
     ring.base = smem_addr(smem) + warp * a.ring, ring.bars = smem_addr(fixed.full[warp]), ring.end = ring.base + a.ring;
     ring.slot = a.slot, ring.lane = lane, ring.parity = 0, ring.owed = 0;
     ring.to = ring.from = ring.base, ring.to_bar = ring.from_bar = ring.bars;
@@ -201,12 +206,16 @@ DEVICE void chain(const ChainArgs& a) {
     }
     end_cells(a);
 }
-#define BODY chain(a)
+#define BODY(ONCE) chain<ONCE>(a)
 #else
-#define BODY asm volatile("trap;")
+#define BODY(ONCE) asm volatile("trap;")
 #endif
 
 extern "C" __global__ void __maxnreg__(96)
     blocks_chain(const __grid_constant__ ChainArgs a) {
-    BODY;
+    BODY(false);
+}
+extern "C" __global__ void __maxnreg__(96)
+    blocks_chain_once(const __grid_constant__ ChainArgs a) {
+    BODY(true);
 }

@@ -102,6 +102,11 @@ DEVICE void bulk_load(uint32_t dst, const void* src, uint32_t bytes, uint32_t ba
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
                  "l"(src), "r"(bytes), "r"(bar) : "memory");
 }
+// The same of what nobody reads again soon: L2 gives its place to others first.
+DEVICE void bulk_load_once(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+                 ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(EVICT_FIRST) : "memory");
+}
 DEVICE void tma_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until all but N groups of this thread's stores have read their source.
 template <int N> DEVICE void tma_wait_read() {

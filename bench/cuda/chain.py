@@ -53,7 +53,8 @@ def chain(products, slots=None):
     x_bytes = 2 * k + k // 2
     a.slot = max(blocks.STEP_BYTES[p["kind"]] for p in products)
     a.ring = min(slots or 8, (LIMIT - x_bytes) // 16 // a.slot) * a.slot
-    BLOCKS.launch("blocks_chain", (d.SMS,), 512, [a], 16 * a.ring + x_bytes)
+    name = "blocks_chain" if products[0]["kind"] == "q8_0" else "blocks_chain_once"
+    BLOCKS.launch(name, (d.SMS,), 512, [a], 16 * a.ring + x_bytes)
 
 
 def apart(products):

@@ -183,9 +183,14 @@ fn submit(of: []const Product, s: *Stream) void {
     a.slot = @intCast(slot);
     a.ring = @intCast(ringSlots(of[0].of.dtype, slot, cols) * slot);
     const grid = [3]u32{ s.gpu.multiprocessors, 1, 1 };
-    s.launch("blocks_chain_sm90", "blocks_chain", grid, threads, .{a}, .{
+    const extra: k.Extra = .{
         .shared_bytes = warps * @as(u32, @intCast(a.ring)) + xBytes(cols),
-    });
+    };
+    const stem = "blocks_chain_sm90";
+    // Where it helps that L2 gives the weights' place to others first.
+    if (of[0].of.dtype != .q8_0)
+        return s.launch(stem, "blocks_chain_once", grid, threads, .{a}, extra);
+    s.launch(stem, "blocks_chain", grid, threads, .{a}, extra);
 }
 /// `BlockType` of kernels/blocks.cuh.
 fn kernelType(dtype: command.DType) i32 {

@@ -1,6 +1,6 @@
 /** Writing files that appear under their name when they are whole. */
 
-import { statSync } from "node:fs";
+import { rmSync, statSync } from "node:fs";
 import { open, rename, rm } from "node:fs/promises";
 import process from "node:process";
 import { explained } from "./explain.ts";
@@ -10,7 +10,8 @@ let begun = 0;
 
 /**
  * Writes a file under another name beside its own, which it gets when `body` is done. Where
- * anything fails nothing is left behind, and a file that was there before stays as it was.
+ * anything fails, or the process exits meanwhile, nothing is left behind, and a file that was there
+ * before stays as it was.
  *
  * @param body writes the file's bytes in order by the function that it gets
  * @throws {TypeError} when the path is none, or that of a folder
@@ -39,6 +40,8 @@ export async function writeWhole(
       at += bytesWritten;
     }
   };
+  const forget = () => rmSync(unfinished, { force: true });
+  process.once("exit", forget);
   try {
     await body(write);
     await file.close().catch(refused); // where some disks first say that they are full
@@ -47,5 +50,7 @@ export async function writeWhole(
     await file.close().catch(() => {});
     await rm(unfinished, { force: true });
     throw error;
+  } finally {
+    process.off("exit", forget);
   }
 }

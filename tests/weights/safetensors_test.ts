@@ -5,8 +5,10 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import { mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { mkdirSync, readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
 import { describe, it } from "node:test";
 import {
   dtype_bytes,
@@ -179,5 +181,26 @@ describe("writeSafetensors", () => {
       const odd = { dtype: "F5", shape: [1], data: new Uint8Array(1) };
       await assertRejects(() => writeSafetensors(path, [["a", odd]]), TypeError, "F5");
       assertThrows(() => readSafetensorsHeader(path), Error, "ENOENT");
+    }));
+
+  it("leaves no file behind when the process exits meanwhile", () =>
+    withFolder((folder) => {
+      const module = new URL("../../src/weights/whole_file.ts", import.meta.url).href;
+      const script = join(folder, "exit.ts");
+      writeFileSync(
+        script,
+        `import process from "node:process";
+        import { writeWhole } from ${JSON.stringify(module)};
+        await writeWhole(${JSON.stringify(join(folder, "x"))}, async (write) => {
+          await write(new Uint8Array(9));
+          process.exit(3);
+        });`,
+      );
+      const rights = process.versions.bun ? [] : ["--quiet", "--no-check", "--allow-all"];
+      const { status, stderr } = spawnSync(process.execPath, ["run", ...rights, script], {
+        encoding: "utf8",
+      });
+      assertEquals(status, 3, stderr);
+      assertEquals(readdirSync(folder), ["exit.ts"]);
     }));
 });

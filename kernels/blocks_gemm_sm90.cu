@@ -106,7 +106,7 @@ template <int TYPE, int T> DEVICE void blocks_gemm(const CUtensorMap* mx, const 
     const int first = min(steps, (int)rank * per), count = min(steps, first + per) - first;
     if (threadIdx.x == 0) {
         for (int i = 0; i < XS; i++) mbar_init(x_full + 8 * i, 1), mbar_init(x_empty + 8 * i, 2);
-        for (int i = 0; i < WS; i++) mbar_init(w_full + 8 * i, 1), mbar_init(w_empty + 8 * i, 8);
+        for (int i = 0; i < WS; i++) mbar_init(w_full + 8 * i, 1), mbar_init(w_empty + 8 * i, 256);
         mbar_init_fence();
     }
     __syncthreads();
@@ -164,8 +164,7 @@ template <int TYPE, int T> DEVICE void blocks_gemm(const CUtensorMap* mx, const 
                 unpack<TYPE>(at, q, lane, w[q & 1]);
                 scale<TYPE>(w[q & 1], f, q, lane);
                 if (q == QUARTERS - 1) {
-                    __syncwarp();
-                    if (lane == 0) mbar_arrive(w_empty + 8 * (j % WS));
+                    mbar_arrive(w_empty + 8 * (j % WS));  // a lane's own reads end there
                 }
                 mbar_wait(x_full + 8 * xs, x_phase);
                 wgmma_touch<T / 2>(acc);

@@ -31,23 +31,24 @@ const q8 = @import("attention_q8.zig");
 const bf16 = @import("attention_bf16.zig");
 const row_zig = @import("row.zig");
 const rows_zig = @import("attention_rows.zig");
+const values = @import("attention_q8_values.zig");
 const Part = rows_zig.Part;
 const F = simd.F;
 const I = simd.I;
 const U = simd.U;
 const L = simd.L;
 
-const block = 256;
-const group = q8.group;
+pub const block = 256;
+pub const group = q8.group;
 /// Quads of channels in a group.
 const quads = group / q8.quad;
 /// Vectors that hold a group's channels.
-const vecs = group / L;
+pub const vecs = group / L;
 /// Rows of a register tile.
-const high = if (simd.has_avx512) 12 else 4;
-const pairs = block / 2;
+pub const high = if (simd.has_avx512) 12 else 4;
+pub const pairs = block / 2;
 /// Positions whose weights become one vector of pairs: i and i + 16.
-const both = 2 * q8.across;
+pub const both = 2 * q8.across;
 const minus_infinity = -std.math.inf(f32);
 
 /// The largest weight as an integer.
@@ -167,16 +168,16 @@ pub const Rows = struct {
         for (0..s.n) |r| s.soften(r, s.seen(r, first), most);
         s.settle();
         for (0..s.groups) |g| {
-            s.weigh(head, g, first, most);
-            s.addValues(head, g, first, most, end);
+            values.weigh(s, head, g, first, most);
+            values.addValues(s, head, g, first, most, end);
         }
     }
     /// Keys of the block from position `first` on that row r sees.
-    fn seen(s: Rows, r: usize, first: usize) usize {
+    pub fn seen(s: Rows, r: usize, first: usize) usize {
         return @min(block, (s.position[r] + 1) -| first);
     }
     /// The row behind a tile's last.
-    fn tileEnd(s: Rows, r: usize) usize {
+    pub fn tileEnd(s: Rows, r: usize) usize {
         return @min(s.n, r + high);
     }
 
@@ -204,7 +205,7 @@ pub const Rows = struct {
             }
         }
     }
-    fn askScales(s: Rows, page: [*]const u8) void {
+    pub fn askScales(s: Rows, page: [*]const u8) void {
         var at: usize = 0;
         while (at < q8.numbersAt(s.hd)) : (at += 64) @prefetch(page + at, .{ .locality = 2 });
     }
@@ -299,150 +300,6 @@ pub const Rows = struct {
             simd.st(s.keep + r, keep);
             simd.st(s.sum + r, sum);
             simd.st(s.add_ + r, more);
-        }
-    }
-
-    /// Every row's weights of group g, in pairs.
-    fn weigh(s: Rows, head: pages.Head, g: usize, first: usize, most: usize) void {
-        const end = std.mem.alignForward(usize, most, both);
-        var n: usize = 0;
-        var unit: f32 = 0;
-        for (0..s.n) |r| {
-            const sees = s.seen(r, first);
-            if (sees != n) unit = s.takeScales(head, g, first, sees, end);
-            n = sees;
-            s.unit[r] = unit;
-            const x = s.worth + r * block;
-            const w = s.weights + r * pairs;
-            var i: usize = 0;
-            while (i < end) : (i += both) inline for (0..q8.across / L) |v| {
-                const low = s.weight(x, i + v * L);
-                const upper = s.weight(x, i + q8.across + v * L);
-                const sixteen: U = @splat(16);
-                simd.st(w + i / 2 + v * L, low & @as(U, @splat(0xffff)) | upper << sixteen);
-            };
-        }
-    }
-    inline fn weight(s: Rows, x: [*]const f32, i: usize) U {
-        const w = simd.mulAdd(simd.ldF(x + i), simd.ldF(s.scaled + i), simd.splat(magic));
-        return @bitCast(w);
-    }
-    /// The scales of V's first n positions of the block as multiples of the unit, which is
-    /// returned; zeros behind them.
-    fn takeScales(s: Rows, head: pages.Head, g: usize, first: usize, n: usize, end: usize) f32 {
-        const page = pages.page_tokens;
-        const to = s.scaled;
-        var all: [2]F = @splat(simd.zero);
-        var i: usize = 0;
-        while (i < n) : (i += both) {
-            const from = head.page(2, first + i) + g * q8.scale_bytes;
-            inline for (0..both / L) |v| {
-                var d = simd.ldAs(.f16, from, i % page + v * L);
-                if (i + both > n) d = @select(f32, places(i + v * L) < splatI(n), d, simd.zero);
-                simd.st(to + i + v * L, d);
-                all[v % 2] = simd.max(all[v % 2], d);
-            }
-        }
-        simd.fill(to + i, end - i, 0);
-        const largest = simd.maxLane(simd.max(all[0], all[1]));
-        const by = simd.splat(inverse(largest));
-        i = 0;
-        while (i < end) : (i += both) inline for (0..both / L) |v|
-            simd.st(to + i + v * L, simd.ldF(to + i + v * L) * by);
-        return largest / whole;
-    }
-    /// first, first + 1, ..
-    inline fn places(first: usize) I {
-        return splatI(first) + std.simd.iota(i32, L);
-    }
-    inline fn splatI(n: usize) I {
-        return @splat(@intCast(n));
-    }
-
-    /// values[r] = values[r] * keep[r] + sum over keys of weight * V, for group g.
-    fn addValues(
-        s: Rows,
-        head: pages.Head,
-        g: usize,
-        first: usize,
-        most: usize,
-        end: usize,
-    ) void {
-        const few = s.n <= high;
-        if (!few) s.widen(head, g, first, most);
-        // The next block's pages, one a group.
-        const later = first + block + g * pages.page_tokens;
-        if (few and later < end) s.askScales(head.page(1, later));
-        var r: usize = 0;
-        while (r < s.n) : (r += high) switch (s.tileEnd(r) - r) {
-            inline 1...high => |rows| if (few)
-                s.valuesTile(rows, true, head, g, r, first, end)
-            else
-                s.valuesTile(rows, false, head, g, r, first, end),
-            else => unreachable,
-        };
-    }
-    /// Group g of the block's values, in pairs of i16.
-    fn widen(s: Rows, head: pages.Head, g: usize, first: usize, most: usize) void {
-        var pos: usize = 0;
-        while (pos < most) : (pos += both) {
-            const from = s.column(head, 2, g, first + pos);
-            const to = s.buffer + pos / 2 * group;
-            for (0..q8.across * vecs) |i| simd.st(to + i * L, shorts(from + i * 2 * L));
-        }
-    }
-    inline fn shorts(from: [*]const u8) int8.Shorts {
-        return @as(int8.Shorts, simd.ld(@Vector(2 * L, i8), from));
-    }
-    /// Operand i's numbers of 32 positions and 32 channels, as V has them.
-    fn column(s: Rows, head: pages.Head, i: usize, g: usize, position: usize) [*]const u8 {
-        const at = q8.valueIndex(position % pages.page_tokens, g * group);
-        return head.page(i, position) + q8.numbersAt(s.hd) + at;
-    }
-    inline fn valuesTile(
-        s: Rows,
-        comptime rows: usize,
-        comptime few: bool,
-        head: pages.Head,
-        g: usize,
-        r: usize,
-        first: usize,
-        end: usize,
-    ) void {
-        @setEvalBranchQuota(100_000);
-        const sees = s.seen(r + rows - 1, first);
-        if (sees == 0) return;
-        var sums: [rows][vecs]I = @splat(@splat(@splat(0)));
-        var pos: usize = 0;
-        while (pos < sees) : (pos += both) {
-            const from = s.column(head, 2, g, first + pos);
-            const paired = s.buffer + pos / 2 * group;
-            const later = first + pos + block;
-            const next = s.column(head, 1, g, if (later < end) later else first + pos);
-            const w = s.weights + r * pairs + pos / 2;
-            for (0..q8.across) |k| {
-                if (few) @prefetch(next + k * 2 * group, .{ .locality = 2 });
-                var x: [vecs]int8.Shorts = undefined;
-                inline for (&x, 0..) |*value, v| value.* = if (few)
-                    shorts(from + (k * vecs + v) * 2 * L)
-                else
-                    simd.ld(int8.Shorts, paired + (k * vecs + v) * L);
-                inline for (&sums, 0..) |*row, i| {
-                    const by = int8.splatShorts(w[i * pairs + k]);
-                    inline for (row, x) |*sum, value| sum.* = int8.addPairs(sum.*, value, by);
-                }
-            }
-        }
-        inline for (&sums, 0..) |*row, i| {
-            // Zero times what was not seen would still turn -0 to 0.
-            if (s.seen(r + i, first) > 0) {
-                const keep = simd.splat(s.keep[r + i]);
-                const by = simd.splat(s.unit[r + i] * s.add_[r + i]);
-                inline for (row, 0..) |x, v| {
-                    const to = s.values + (r + i) * s.hd + g * group + v * L;
-                    simd.st(to, simd.mulAdd(simd.ldF(to), keep, int8.floats(x) * by));
-                }
-            }
         }
     }
 };

@@ -20,21 +20,7 @@
 //   0.84, 16 of 4,096 0.80, 256 of 1,024 0.89. Hopper has a kernel of its own.
 // Launch: 128 threads, grid (max_splits, kv_heads, batch), dynamic smem 49152; max_splits at most 2048. Then
 //   attention_combine if max_splits > 1.
-#include "common.cuh"
-
-struct DecodeAttentionArgs {
-    const bf16* q;
-    const bf16* k_pages;
-    const bf16* v_pages;
-    bf16* out;
-    float* partial;
-    const uint32_t* past_len;
-    const uint32_t* pages;
-    long long page_stride;  // elements
-    int heads, kv_heads, q_stride, out_stride, max_pages, max_splits;
-    float scale;
-    int seqs;
-};
+#include "attention_decode.cuh"
 
 constexpr int HD = 128, PAGE = 64, WARPS = 4, RUN = 2, SPAN = RUN * WARPS * PAGE;
 

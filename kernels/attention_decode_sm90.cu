@@ -16,21 +16,8 @@
 //   131,072 0.89, 16 of 4,096 0.84, 64 of 4,096 0.92, 256 of 1,024 0.90. bench/results/README.md: what is missing.
 // Launch: 288 threads, grid min(multiprocessors, spans of all), dynamic smem Layout::END + 1024. Tensor maps of k and
 //   v as rows of 64 channels, two a key: 128-byte swizzle, box 64 x 128. Then attention_combine if max_splits > 1.
+#include "attention_decode.cuh"
 #include "hopper.cuh"
-
-struct DecodeAttentionArgs {
-    const bf16* q;
-    const bf16* k_pages;
-    const bf16* v_pages;
-    bf16* out;
-    float* partial;
-    const uint32_t* past_len;
-    const uint32_t* pages;
-    long long page_stride;  // elements
-    int heads, kv_heads, q_stride, out_stride, max_pages, max_splits;
-    float scale;
-    int seqs;
-};
 
 #if HOPPER
 constexpr int HD = 128, PAGE = 64, WARPS = 8, SPAN = WARPS * PAGE, RECORD = HD + 4;

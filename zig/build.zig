@@ -157,8 +157,8 @@ const cuda_stems = [_][]const u8{
     "linear_fp8_mma",        "attention_combine", "attention_decode_sm90",
 };
 const cuda_headers = [_][]const u8{
-    "batch_sm90.cuh", "blocks.cuh", "blocks_int8.cuh", "chain.cuh", "common.cuh",
-    "gemm_sm90.cuh",  "hopper.cuh", "mma.cuh",         "wgmma.cuh",
+    "attention_decode.cuh", "batch_sm90.cuh", "blocks.cuh", "blocks_int8.cuh", "chain.cuh",
+    "common.cuh",           "gemm_sm90.cuh",  "hopper.cuh", "mma.cuh",         "wgmma.cuh",
 };
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
 const cuda_targets = [_][]const u8{
@@ -236,11 +236,10 @@ fn addEmulated(c: Context) *Build.Step {
     const b = c.b;
     const sources = b.addWriteFiles();
     const kernels = [_][]const u8{
-        "attention_combine.cu", "attention_decode.cu", "attention_decode_sm90.cu",
-        "attention_mma.cu",     "attention_sm90.cu",   "batch_sm90.cuh",
-        "blocks.cuh",           "blocks_mma.cu",       "gemm_sm90.cuh",
-        "linear_batch_sm90.cu", "linear_fp8_mma.cu",   "linear_gemm_sm90.cu",
-        "linear_mma.cu",        "mma.cuh",             "ssm_scan_sm90.cu",
+        "attention_combine.cu", "attention_decode.cu", "attention_decode.cuh", "attention_decode_sm90.cu",
+        "attention_mma.cu",     "attention_sm90.cu",   "batch_sm90.cuh",       "blocks.cuh",
+        "blocks_mma.cu",        "gemm_sm90.cuh",       "linear_batch_sm90.cu", "linear_fp8_mma.cu",
+        "linear_gemm_sm90.cu",  "linear_mma.cu",       "mma.cuh",              "ssm_scan_sm90.cu",
     };
     for (kernels) |name|
         _ = sources.addCopyFile(b.path(b.fmt("../kernels/{s}", .{name})), name);

@@ -183,10 +183,7 @@ template <int REP> DEVICE void decode_attention(const DecodeAttentionArgs& a) {
         if (splits == 1) {
             a.out[(size_t)b * a.out_stride + head * HD + c] = from_f32<bf16>(sum / den);
         } else {
-            const size_t span = (size_t)(b * a.heads + head) * a.max_splits + split;
-            a.partial[span * HD + c] = sum;
-            float2* const tops = (float2*)(a.partial + (size_t)a.seqs * a.heads * a.max_splits * HD);
-            if (c == 0) tops[((size_t)(b * a.kv_heads + kv) * a.max_splits + split) * REP + r] = make_float2(top, den);
+            leave_span<REP>(a, b, kv, r, split, c, sum, top, den);
         }
     }
 }

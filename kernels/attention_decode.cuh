@@ -15,3 +15,15 @@ struct DecodeAttentionArgs {
     float scale;
     int seqs;
 };
+
+// What a span of keys leaves for attention_combine, which says how it lies: of one channel of head r of a group its sum,
+// and by channel 0 the largest score and the denominator.
+template <int REP>
+DEVICE void leave_span(const DecodeAttentionArgs& a, int seq, int kv, int r, int split, int channel, float sum, float top,
+                       float den) {
+    const size_t span = (size_t)(seq * a.heads + kv * REP + r) * a.max_splits + split;
+    a.partial[span * 128 + channel] = sum;
+    if (channel > 0) return;
+    float2* const tops = (float2*)(a.partial + (size_t)a.seqs * a.heads * a.max_splits * 128);
+    tops[((size_t)(seq * a.kv_heads + kv) * a.max_splits + split) * REP + r] = make_float2(top, den);
+}

@@ -90,8 +90,8 @@ template <int REP> DEVICE void bring(const CUtensorMap* mk, const CUtensorMap* m
         if (lane == 0) infos[n % ITEMS] = item;
         __syncwarp();
     };
-    auto ask = [&] {  // for the queries of all items noted
-        for (; asked <= n; asked++) {
+    auto ask = [&](int upto) {  // for the queries of items
+        for (; asked < upto; asked++) {
             const int slot = asked % ITEMS;
             const uint32_t bar = smem + L::Q_FULL + 8 * slot;
             if (lane > 0) continue;
@@ -113,11 +113,11 @@ template <int REP> DEVICE void bring(const CUtensorMap* mk, const CUtensorMap* m
         const int pages = pages_of(item), page = item.split * WARPS;
         const uint32_t id = lane < pages ? a.pages[(size_t)item.seq * a.max_pages + page + lane] : 0;
         note(item);
-        if (waited) ask();
+        if (waited) ask(n + 1);
         for (int p = 0; p < pages; p++, count++) {
             const int room = count % L::ROOMS, phase = ((count / L::ROOMS) & 1) ^ 1;
             const int row = (int)__shfl_sync(~0u, id, p) * page_rows + item.kv * PAGE * 2;
-            if (!waited && (count >= L::ROOMS || (page + p + 1) * PAGE >= item.keys)) wait_front(), ask();
+            if (!waited && (count >= L::ROOMS || (page + p + 1) * PAGE >= item.keys)) wait_front(), ask(n + 1);
 #pragma unroll
             for (int v = 0; v < 2; v++) {
                 mbar_wait(smem + (v ? L::V_EMPTY : L::K_EMPTY) + 8 * room, phase);
@@ -131,7 +131,7 @@ template <int REP> DEVICE void bring(const CUtensorMap* mk, const CUtensorMap* m
         }
     }
     wait_front();
-    n--, ask(), n++;
+    ask(n);
     note({0, 0, 0, END, 0});
     if (lane == 0) mbar_arrive(smem + L::Q_FULL + 8 * (n % ITEMS));
 }
@@ -247,13 +247,7 @@ template <int REP> DEVICE void attend(const DecodeAttentionArgs& a, uint32_t sme
             if (item.keys <= SPAN) {
                 a.out[(size_t)item.seq * a.out_stride + head * HD + channel] = from_f32<bf16>(sum / den);
             } else {
-                const size_t span = (size_t)(item.seq * a.heads + head) * a.max_splits + item.split;
-                a.partial[span * HD + channel] = sum;
-                if (channel == 0) {
-                    float2* const tops = (float2*)(a.partial + (size_t)a.seqs * a.heads * a.max_splits * HD);
-                    tops[((size_t)(item.seq * a.kv_heads + item.kv) * a.max_splits + item.split) * REP + r] =
-                        make_float2(top, den);
-                }
+                leave_span<REP>(a, item.seq, item.kv, r, item.split, channel, sum, top, den);
             }
         }
         named_sync(1, 32 * WARPS);  // the sums' room is free

@@ -17,7 +17,7 @@
 //          they have;
 //        - scores of the next keys are issued before the values of the last; the two warpgroups take turns;
 //        - probabilities lie in two sets of registers by turns (queries in shared memory): nobody waits for values.
-// Reached, found and tried: bench/results/README.md, "Attention of prompts".
+// Reached, found and tried: bench/results/gpu-prompts.md, "Attention of prompts".
 // Launch: 384 threads, grid min(multiprocessors, heads * tiles * seqs), dynamic smem ATTENTION_SMEM = 230912.
 //   Tensor maps bf16, 128-byte swizzle, box 64 x 64: q over (T, heads*128); k and v over rows of 128.
 #include "wgmma.cuh"

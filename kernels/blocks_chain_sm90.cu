@@ -10,7 +10,7 @@
 //        - every warp has a ring of its own that runs on across products and types, at the pace at which x is asked for.
 // Reached on an H200 (read 4.5 TB/s), a layer's products, its state left out: q8_0 80, q4_k 68, q6_k 73, our q4_k_m 67 %
 //   where f16 reached 81, 63, 68, 61 in the same run and single launches of blocks_decode.cu 75, 53, -, 55; lm_head's
-//   shape alone 91, 86 and q6_k 82 % (f16 91, 79, 87). What is missing: bench/results/README.md.
+//   shape alone 91, 86 and q6_k 82 % (f16 91, 79, 87). What is missing: bench/results/gpu-decode.md.
 // blocks_chain_once tells L2 that weights are read once: q4_k and our q4_k_m 1.5 to 2 % faster, q8_0 with its states 0.8 %
 //   slower, hence both.
 // Tried: sums of a panel without a barrier of its warps (mbarriers, eight panels deep): q4_k 53.5 -> 54 us; the panels

@@ -9,7 +9,7 @@
 // Reached on an H200, a layer's four products of Bamba-9B in a row: 136 us with 16 rows, 156 with 64 (their bytes 122.6,
 //   reading alone 127, with x and matrix steps 131 and 133); a step of 16 / 32 / 64 / 128 sequences 6.32 / 7.57 / 10.1 /
 //   15.4 ms. Clusters of four, a quarter of k each: 160 and 181 us, 6.47 / 7.72 / 10.4 / 16.1 ms. Tried, see
-//   bench/results/README.md: the norm inside; asking L2 for what lies behind the ring; other depths.
+//   bench/results/gpu-decode.md: the norm inside; asking L2 for what lies behind the ring; other depths.
 #include "batch_sm90.cuh"
 
 #if HOPPER

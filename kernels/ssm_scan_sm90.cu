@@ -22,7 +22,7 @@
 //          from registers; an exponential per element only in the 16 x 16 blocks on the diagonal;
 //        - one smem tile of B serves both as K-major (scores) and MN-major (state) operand;
 // Tried: clusters of 2 and 4 heads that share copies of B and C, no faster and twice as slow; the gate and the squares
-//   of the norm behind the scan in here: bench/results/README.md.
+//   of the norm behind the scan in here: bench/results/gpu-prompts.md.
 // All 32 lanes arrive at FULL and EMPTY, though one behind a __syncwarp would do: compute-sanitizer's racecheck counts
 //   as ordered only what the arriving lane did.
 // Launch: 512 threads, grid (heads, sequences), dynamic smem SSD_SMEM = 220416.

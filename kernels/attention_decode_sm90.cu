@@ -13,7 +13,8 @@
 //        - pages before the last are asked for before the kernel in front is waited for: it (rope_append)
 //          writes only the last position, and must not write past_len or pages.
 // Reached on an H200, with attention_combine, of the read bandwidth: one sequence of 32,768 keys 0.77 (38.4 us), of
-//   131,072 0.89, 16 of 4,096 0.84, 64 of 4,096 0.92, 256 of 1,024 0.90. bench/results/gpu-decode.md: what is missing.
+//   131,072 0.89, 16 of 4,096 0.84, 64 of 4,096 0.92, 256 of 1,024 0.90.
+//   What is missing: bench/results/gpu-decode.md.
 // Launch: 288 threads, grid min(multiprocessors, spans of all), dynamic smem Layout::END + 1024. Tensor maps of k and
 //   v as rows of 64 channels, two a key: 128-byte swizzle, box 64 x 128. Then attention_combine if max_splits > 1.
 #include "attention_decode.cuh"

@@ -78,7 +78,9 @@ export async function run(chosen: BenchOptions): Promise<void> {
 }
 
 async function measureAll(setting: Setting): Promise<void> {
-  for (const batch of batches) await decodeLine(setting, batch);
+  const steps = [];
+  for (const batch of batches) steps.push(await decodeLine(setting, batch));
+  await longLine(setting, steps[0]);
   for (const tokens of prompts) await prefillLine(setting, tokens);
   await profileLines(setting);
 }
@@ -155,10 +157,17 @@ function tokenBytes(
   };
 }
 
-async function decodeLine(setting: Setting, batch: number) {
+/** What a step took, and how many tokens were behind it. */
+interface Step {
+  readonly ms: number;
+  readonly context: number;
+}
+
+/** Steps of `batch` sequences behind `prompt` tokens each. */
+async function decodeLine(setting: Setting, batch: number, prompt = prompt_tokens): Promise<Step> {
   const { model, shape, peaks, signal, line } = setting;
   const max_new_tokens = batch === 1 ? 129 : 65;
-  const ids = promptIds(prompt_tokens, shape.vocab_size);
+  const ids = promptIds(prompt, shape.vocab_size);
   const input_ids = new Array<number[]>(batch).fill(ids);
   const steps: number[] = [];
   let hash = "";
@@ -177,7 +186,7 @@ async function decodeLine(setting: Setting, batch: number) {
     hash = found;
   }
   const step_ms = median(steps);
-  const context = prompt_tokens + max_new_tokens / 2;
+  const context = prompt + max_new_tokens / 2;
   const { states, keys } = tokenBytes(shape, context, setting.state_bytes);
   const matrices = matrixBytes(model);
   const floor_s = (matrices + batch * keys) / peaks.read_bytes_s +
@@ -186,12 +195,29 @@ async function decodeLine(setting: Setting, batch: number) {
   await line({
     what: "decode",
     batch,
+    context,
     step_ms: rounded(step_ms),
     tok_s: rounded(batch / step_ms * 1e3),
     share_read: rounded(bytes / step_ms * 1e3 / peaks.read_bytes_s),
     over_floor: rounded(step_ms / 1e3 / floor_s),
     rounds: steps.map((ms) => rounded(ms)),
     hash,
+  });
+  return { ms: step_ms, context };
+}
+
+/** Steps behind a long prompt: what a layer's attention adds to one behind a short prompt. */
+async function longLine(setting: Setting, short: Step): Promise<void> {
+  const { shape, peaks, line } = setting;
+  const long = await decodeLine(setting, 1, long_context);
+  const { attention_layers } = sizesOf(shape);
+  const us = (long.ms - short.ms) * 1e3 / attention_layers;
+  const bytes = tokenBytes(shape, long.context - short.context).keys / attention_layers;
+  await line({
+    what: "decode attention, added to a token",
+    context: long.context,
+    us: rounded(us),
+    share_read: rounded(bytes / us / 1e-6 / peaks.read_bytes_s),
   });
 }
 
@@ -266,7 +292,7 @@ async function profilePrefill({ model, shape, peaks, signal, line }: Setting, to
   }
 }
 
-/** Decoding behind a long prompt: the attention's share of the read bandwidth. */
+/** Decoding behind a long prompt, launch by launch: the attention's share of the read bandwidth. */
 async function longContext({ model, shape, peaks, signal, line }: Setting): Promise<void> {
   const input_ids = [promptIds(long_context, shape.vocab_size)];
   const began = performance.now();

@@ -210,7 +210,7 @@ fn addTests(c: Context, step: *Build.Step) void {
     const fuzz = b.addTest(.{
         .name = "fuzz",
         .root_module = c.core("fuzz.zig"),
-        .filters = if (c.filters.len > 0) c.filters else &.{"fuzz_"},
+        .filters = if (c.filters.len > 0) c.filters else &.{"fuzz."},
         .use_llvm = true,
     });
     step.dependOn(&b.addRunArtifact(fuzz).step);

@@ -3,8 +3,8 @@
 //! follows from the seed and its number, so a run from the last printed round on repeats it.
 
 const std = @import("std");
-const plans = @import("fuzz_plan.zig");
-const library = @import("fuzz_library.zig");
+const plans = @import("fuzz/plan.zig");
+const library = @import("fuzz/library.zig");
 
 /// As in the library: std's signal stacks would not fit on a job's stack.
 pub const std_options: std.Options = .{ .signal_stack_size = null };

@@ -3,7 +3,7 @@
 
 const std = @import("std");
 const command = @import("command");
-const failure = @import("validate_failure.zig");
+const failure = @import("validate/failure.zig");
 const sync = @import("sync.zig");
 
 pub const Status = command.Status;

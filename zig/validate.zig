@@ -10,9 +10,9 @@
 //!
 //! The bytes must not change between the check and the run: callers copy them first.
 
-const plan_file = @import("validate_plan.zig");
-const step_file = @import("validate_step.zig");
-const failure_file = @import("validate_failure.zig");
+const plan_file = @import("validate/plan.zig");
+const step_file = @import("validate/step.zig");
+const failure_file = @import("validate/failure.zig");
 
 pub const Failure = failure_file.Failure;
 pub const Rejected = failure_file.Rejected;
@@ -28,6 +28,6 @@ test {
     _ = failure_file;
     _ = plan_file;
     _ = step_file;
-    _ = @import("validate_test.zig");
-    _ = @import("validate_step_test.zig");
+    _ = @import("validate/plan_test.zig");
+    _ = @import("validate/step_test.zig");
 }

@@ -12,7 +12,7 @@ const linear = @import("linear.zig");
 const main = @import("main.zig");
 const ssm = @import("ssm.zig");
 const products = @import("chain_products.zig");
-const ops = @import("../validate_ops.zig");
+const ops = @import("../validate/ops.zig");
 const Stream = k.Stream;
 const Task = k.Task;
 

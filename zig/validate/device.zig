@@ -1,11 +1,11 @@
 //! What a GPU asks of a plan beyond `Op`'s shapes: its activations may be bf16, and its kernels
 //! have limits. The CPU's activations are all f32.
 
-const block = @import("cpu/block.zig");
+const block = @import("../cpu/block.zig");
 const command = @import("command");
-const cuda = @import("cuda/main.zig");
-const failure = @import("validate_failure.zig");
-const ops = @import("validate_ops.zig");
+const cuda = @import("../cuda/main.zig");
+const failure = @import("failure.zig");
+const ops = @import("ops.zig");
 const Checked = ops.Checked;
 const Rejected = failure.Rejected;
 const DType = command.DType;

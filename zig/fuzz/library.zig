@@ -3,10 +3,10 @@
 
 const std = @import("std");
 const command = @import("command");
-const block = @import("cpu/block.zig");
-const example = @import("example_plan.zig");
-const lib = @import("lib.zig");
-const mutation = @import("fuzz_mutate.zig");
+const block = @import("../cpu/block.zig");
+const example = @import("../example_plan.zig");
+const lib = @import("../lib.zig");
+const mutation = @import("mutate.zig");
 const Random = std.Random;
 
 const Kind = enum { device, buffer, file, plan, job };

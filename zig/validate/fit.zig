@@ -3,8 +3,8 @@
 
 const std = @import("std");
 const command = @import("command");
-const failure = @import("validate_failure.zig");
-const ops = @import("validate_ops.zig");
+const failure = @import("failure.zig");
+const ops = @import("ops.zig");
 const Checked = ops.Checked;
 const Rejected = failure.Rejected;
 const Operand = command.Operand;

@@ -3,10 +3,10 @@
 
 const std = @import("std");
 const command = @import("command");
-const validate = @import("validate.zig");
-const example = @import("example_plan.zig");
-const mutation = @import("fuzz_mutate.zig");
-const fuzz_run = @import("fuzz_run.zig");
+const validate = @import("../validate.zig");
+const example = @import("../example_plan.zig");
+const mutation = @import("mutate.zig");
+const fuzz_run = @import("run.zig");
 const Random = std.Random;
 
 /// What happened.

@@ -3,10 +3,10 @@
 
 const std = @import("std");
 const command = @import("command");
-const failure = @import("validate_failure.zig");
-const plan_file = @import("validate_plan.zig");
-const sampling = @import("validate_sampling.zig");
-const pages = @import("validate_pages.zig");
+const failure = @import("failure.zig");
+const plan_file = @import("plan.zig");
+const sampling = @import("sampling.zig");
+const pages = @import("pages.zig");
 const Failure = failure.Failure;
 const Rejected = failure.Rejected;
 const Needs = plan_file.Needs;

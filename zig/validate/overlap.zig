@@ -3,8 +3,8 @@
 
 const std = @import("std");
 const command = @import("command");
-const failure = @import("validate_failure.zig");
-const extent = @import("validate_plan.zig").extent;
+const failure = @import("failure.zig");
+const extent = @import("plan.zig").extent;
 const Failure = failure.Failure;
 const Rejected = failure.Rejected;
 const Operand = command.Operand;

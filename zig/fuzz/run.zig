@@ -3,23 +3,23 @@
 
 const std = @import("std");
 const command = @import("command");
-const kernel = @import("cpu/kernel.zig");
-const validate = @import("validate.zig");
+const kernel = @import("../cpu/kernel.zig");
+const validate = @import("../validate.zig");
 const Kernel = kernel.Kernel;
 const Task = kernel.Task;
 const page = std.heap.page_size_min;
 
 const families = .{
-    @import("cpu/attention.zig").kernels,
-    @import("cpu/conv1d.zig").kernels,
-    @import("cpu/elementwise.zig").kernels,
-    @import("cpu/embedding.zig").kernels,
-    @import("cpu/linear.zig").kernels,
-    @import("cpu/loss.zig").kernels,
-    @import("cpu/norm.zig").kernels,
-    @import("cpu/rope.zig").kernels,
-    @import("cpu/sample.zig").kernels,
-    @import("cpu/ssm.zig").kernels,
+    @import("../cpu/attention.zig").kernels,
+    @import("../cpu/conv1d.zig").kernels,
+    @import("../cpu/elementwise.zig").kernels,
+    @import("../cpu/embedding.zig").kernels,
+    @import("../cpu/linear.zig").kernels,
+    @import("../cpu/loss.zig").kernels,
+    @import("../cpu/norm.zig").kernels,
+    @import("../cpu/rope.zig").kernels,
+    @import("../cpu/sample.zig").kernels,
+    @import("../cpu/ssm.zig").kernels,
 };
 
 fn kernelOf(op: command.Op) Kernel {

@@ -2,8 +2,8 @@
 
 const std = @import("std");
 const command = @import("command");
-const validate = @import("validate.zig");
-const example = @import("example_plan.zig");
+const validate = @import("../validate.zig");
+const example = @import("../example_plan.zig");
 const testing = std.testing;
 const StepField = command.StepField;
 const StepHeader = command.StepHeader;

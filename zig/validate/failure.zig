@@ -1,7 +1,7 @@
 //! What a refused thing leaves behind: a status and one sentence with the found value.
 
 const std = @import("std");
-const status_file = @import("status.zig");
+const status_file = @import("../status.zig");
 const Status = status_file.Status;
 
 pub const Rejected = error{Rejected};

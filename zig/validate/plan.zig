@@ -1,12 +1,12 @@
-//! Checks of a plan's header and operand table; `validate_ops.zig` goes on with the commands.
+//! Checks of a plan's header and operand table; `ops.zig` goes on with the commands.
 
 const std = @import("std");
 const command = @import("command");
-const block = @import("cpu/block.zig");
-const panel = @import("cpu/panel.zig");
-const failure = @import("validate_failure.zig");
-const ops = @import("validate_ops.zig");
-const overlap = @import("validate_overlap.zig");
+const block = @import("../cpu/block.zig");
+const panel = @import("../cpu/panel.zig");
+const failure = @import("failure.zig");
+const ops = @import("ops.zig");
+const overlap = @import("overlap.zig");
 const Failure = failure.Failure;
 const Rejected = failure.Rejected;
 const Operand = command.Operand;

@@ -1,15 +1,15 @@
 //! Checks of commands: which operands each operation has (`signatures`, the table that mirrors the
 //! comments of `command.Op`), and how their shapes and attributes fit each other
-//! (`validate_fit.zig`).
+//! (`fit.zig`).
 
 const std = @import("std");
-const block = @import("cpu/block.zig");
+const block = @import("../cpu/block.zig");
 const command = @import("command");
-const failure = @import("validate_failure.zig");
-const device = @import("validate_device.zig");
-const fit = @import("validate_fit.zig");
-const overlap = @import("validate_overlap.zig");
-const Plan = @import("validate_plan.zig").Plan;
+const failure = @import("failure.zig");
+const device = @import("device.zig");
+const fit = @import("fit.zig");
+const overlap = @import("overlap.zig");
+const Plan = @import("plan.zig").Plan;
 const Failure = failure.Failure;
 const Rejected = failure.Rejected;
 const Operand = command.Operand;

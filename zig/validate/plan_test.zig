@@ -2,8 +2,8 @@
 
 const std = @import("std");
 const command = @import("command");
-const validate = @import("validate.zig");
-const example = @import("example_plan.zig");
+const validate = @import("../validate.zig");
+const example = @import("../example_plan.zig");
 const testing = std.testing;
 const Operand = command.Operand;
 const Command = command.Command;

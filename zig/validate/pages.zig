@@ -3,8 +3,8 @@
 
 const std = @import("std");
 const command = @import("command");
-const failure = @import("validate_failure.zig");
-const View = @import("validate_step.zig").View;
+const failure = @import("failure.zig");
+const View = @import("step.zig").View;
 const Rejected = failure.Rejected;
 
 pub fn check(v: *const View) Rejected!void {

@@ -2,9 +2,9 @@
 
 const std = @import("std");
 const command = @import("command");
-const failure = @import("validate_failure.zig");
-const plan_file = @import("validate_plan.zig");
-const View = @import("validate_step.zig").View;
+const failure = @import("failure.zig");
+const plan_file = @import("plan.zig");
+const View = @import("step.zig").View;
 const Rejected = failure.Rejected;
 const Sampling = command.Sampling;
 

@@ -162,7 +162,7 @@ pub const Op = enum(u32) {
     ssm_update = 14,
     /// k(tokens,KVH*hd), v(tokens,KVH*hd), k_pages:kv(KVH,page_tokens/16,hd,16),
     /// v_pages:kv(KVH,page_tokens,hd), both f32, bf16, f16 or, where hd is a multiple of 32, q8_0
-    /// as `cpu/attention_q8.zig` lays it out. Writes positions past_len[s] + i of each sequence.
+    /// as `cpu/attention/q8.zig` lays it out. Writes positions past_len[s] + i of each sequence.
     /// attrs: 0 kv_heads, 1 head_dim
     kv_append = 15,
     /// q(tokens,NH*hd), k_pages, v_pages as above -> out(tokens,NH*hd). Causal, each sequence by

@@ -39,7 +39,7 @@ export function pageValues(raw: Uint8Array, page: PageOfLayer): Float32Array {
   return out;
 }
 
-/** 8-bit blocks as zig/cpu/attention_q8.zig lays them out: a head's scales, then its numbers. */
+/** 8-bit blocks as zig/cpu/attention/q8.zig lays them out: a head's scales, then its numbers. */
 function blockValues(raw: Uint8Array, { kind, kv_heads, head_dim }: PageOfLayer): Float32Array {
   const view = new DataView(raw.buffer, raw.byteOffset, raw.byteLength);
   const out = new Float32Array(kv_heads * page_tokens * head_dim);

@@ -4,14 +4,14 @@
 const std = @import("std");
 const simd = @import("simd.zig");
 const kernel_zig = @import("kernel.zig");
-const pages = @import("attention_pages.zig");
-const spans = @import("attention_spans.zig");
-const probs = @import("attention_probs.zig");
+const pages = @import("attention/pages.zig");
+const spans = @import("attention/spans.zig");
+const probs = @import("attention/probs.zig");
 const command = @import("command");
-const bf16 = @import("attention_bf16.zig");
-const bf16_ref = @import("attention_bf16_ref.zig");
-const q8 = @import("attention_q8.zig");
-const q8_ref = @import("attention_q8_ref.zig");
+const bf16 = @import("attention/bf16.zig");
+const bf16_ref = @import("attention/bf16_ref.zig");
+const q8 = @import("attention/q8.zig");
+const q8_ref = @import("attention/q8_ref.zig");
 const Task = kernel_zig.Task;
 const DType = command.DType;
 
@@ -134,6 +134,6 @@ pub fn attention_probs_ref(t: *const Task) void {
 }
 
 test {
-    _ = @import("attention_test.zig");
+    _ = @import("attention/test.zig");
     _ = q8;
 }

@@ -1,12 +1,12 @@
 //! Quantizers: f32 values into the blocks of `block.zig`, by search for the scales with the least
 //! squared error (`quantize_lanes`, and its twin `quantize_ref`); every integer is chosen anew for
 //! the scale that is stored, in the end. Sums are fixed trees: every CPU level gives the same bits.
-//! This file has the types with one scale for 32 columns, `quantize_long.zig` the K types.
+//! This file has the types with one scale for 32 columns, `quantize/long.zig` the K types.
 
 const std = @import("std");
 const block = @import("block.zig");
-const lanes = @import("quantize_lanes.zig");
-const long = @import("quantize_long.zig");
+const lanes = @import("quantize/lanes.zig");
+const long = @import("quantize/long.zig");
 const simd = @import("simd.zig");
 const DType = block.DType;
 
@@ -135,5 +135,5 @@ pub fn quantizeBy(
 }
 
 test {
-    _ = @import("quantize_test.zig");
+    _ = @import("quantize/test.zig");
 }

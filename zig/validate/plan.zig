@@ -188,7 +188,7 @@ fn checkBlocks(o: Operand, i: usize, f: *Failure) Rejected!void {
     );
 }
 
-/// `cpu/attention_q8.zig` says how they lie.
+/// `cpu/attention/q8.zig` says how they lie.
 fn checkPageBlocks(o: Operand, i: usize, f: *Failure) Rejected!void {
     if (o.dtype != .q8_0) return f.set(
         .type,

@@ -6,12 +6,12 @@
 //! Work: 2 hd flops a key and the row written once; nobody waits for it.
 
 const std = @import("std");
-const simd = @import("simd.zig");
-const kernel_zig = @import("kernel.zig");
-const tile = @import("tile.zig");
-const pages = @import("attention_pages.zig");
-const rows_zig = @import("attention_rows.zig");
-const Shape = @import("attention_spans.zig").Shape;
+const simd = @import("../simd.zig");
+const kernel_zig = @import("../kernel.zig");
+const tile = @import("../tile.zig");
+const pages = @import("pages.zig");
+const rows_zig = @import("rows.zig");
+const Shape = @import("spans.zig").Shape;
 const Task = kernel_zig.Task;
 const L = simd.L;
 

@@ -9,11 +9,11 @@
 //! lanes; a unit takes 16 positions of one head, so that K is written in whole vectors.
 
 const std = @import("std");
-const simd = @import("simd.zig");
-const kernel_zig = @import("kernel.zig");
+const simd = @import("../simd.zig");
+const kernel_zig = @import("../kernel.zig");
 const command = @import("command");
-const block_zig = @import("block.zig");
-const q8 = @import("attention_q8.zig");
+const block_zig = @import("../block.zig");
+const q8 = @import("q8.zig");
 const Task = kernel_zig.Task;
 const DType = command.DType;
 

@@ -2,11 +2,11 @@
 //! that both give the same bits.
 
 const std = @import("std");
-const simd = @import("simd.zig");
-const bf16 = @import("bf16.zig");
-const kernel = @import("attention_bf16.zig");
-const pages = @import("attention_pages.zig");
-const Task = @import("kernel.zig").Task;
+const simd = @import("../simd.zig");
+const bf16 = @import("../bf16.zig");
+const kernel = @import("bf16.zig");
+const pages = @import("pages.zig");
+const Task = @import("../kernel.zig").Task;
 const block = kernel.Rows.block_tokens;
 const one = [2]u16{ 0x3f80, 0x3f80 };
 pub const channels_max = 256;

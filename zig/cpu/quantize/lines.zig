@@ -2,8 +2,8 @@
 //! two candidates each.
 
 const std = @import("std");
-const quantize = @import("quantize.zig");
-const all = @import("quantize_lanes.zig");
+const quantize = @import("../quantize.zig");
+const all = @import("lanes.zig");
 const Best = all.Best;
 const Line = quantize.Line;
 const Parts = all.Parts;

@@ -1,7 +1,7 @@
 //! The scalar twin of `quantize_lanes`: part by part and candidate by candidate.
 
 const std = @import("std");
-const quantize = @import("quantize.zig");
+const quantize = @import("../quantize.zig");
 const Line = quantize.Line;
 const V32 = quantize.V32;
 const V16 = @Vector(16, f32);

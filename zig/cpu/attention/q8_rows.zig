@@ -1,5 +1,5 @@
 //! Attention of some query rows over one head's pages of 8-bit blocks, in whole numbers: what
-//! `attention_rows` does in f32 and `attention_bf16` in pairs of bf16.
+//! `rows.zig` does in f32 and `bf16.zig` in pairs of bf16.
 //!
 //! The order that fixes a row's bits, whatever rows are beside it: queries are scaled, by log2(e)
 //! too, and rounded to int8, 32 channels to a scale, as activations of products are. Keys come in
@@ -24,14 +24,14 @@
 //! GB/s, which is what its arithmetic allows. 512 tokens behind 7,680 take 84 ms (bf16 87).
 
 const std = @import("std");
-const simd = @import("simd.zig");
-const int8 = @import("int8.zig");
-const pages = @import("attention_pages.zig");
-const q8 = @import("attention_q8.zig");
-const bf16 = @import("attention_bf16.zig");
-const row_zig = @import("row.zig");
-const rows_zig = @import("attention_rows.zig");
-const values = @import("attention_q8_values.zig");
+const simd = @import("../simd.zig");
+const int8 = @import("../int8.zig");
+const pages = @import("pages.zig");
+const q8 = @import("q8.zig");
+const bf16 = @import("bf16.zig");
+const row_zig = @import("../row.zig");
+const rows_zig = @import("rows.zig");
+const values = @import("q8_values.zig");
 const Part = rows_zig.Part;
 const F = simd.F;
 const I = simd.I;

@@ -2,12 +2,12 @@
 //! promise: alone or in a batch, whole or cut, with NaN wherever nothing has been written.
 
 const std = @import("std");
-const attention = @import("attention.zig");
-const bf16 = @import("attention_bf16.zig");
-const block = @import("block.zig");
-const case = @import("case.zig");
-const pages = @import("attention_pages.zig");
-const kernel_zig = @import("kernel.zig");
+const attention = @import("../attention.zig");
+const bf16 = @import("bf16.zig");
+const block = @import("../block.zig");
+const case = @import("../case.zig");
+const pages = @import("pages.zig");
+const kernel_zig = @import("../kernel.zig");
 const DType = @import("command").DType;
 const Kernel = kernel_zig.Kernel;
 const Seq = case.Seq;

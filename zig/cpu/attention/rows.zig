@@ -12,10 +12,10 @@
 //! a time, so that memory is read in order.
 
 const std = @import("std");
-const simd = @import("simd.zig");
-const tile = @import("tile.zig");
-const pages = @import("attention_pages.zig");
-const q8 = @import("attention_q8.zig");
+const simd = @import("../simd.zig");
+const tile = @import("../tile.zig");
+const pages = @import("pages.zig");
+const q8 = @import("q8.zig");
 const DType = @import("command").DType;
 const F = simd.F;
 const L = simd.L;

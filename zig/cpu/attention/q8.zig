@@ -8,10 +8,10 @@
 //! Error: a number is off by at most 1/254 of its block's largest magnitude, and 1/2048 of itself.
 
 const std = @import("std");
-const block = @import("block.zig");
+const block = @import("../block.zig");
 const command = @import("command");
-const quantize = @import("quantize.zig");
-const simd = @import("simd.zig");
+const quantize = @import("../quantize.zig");
+const simd = @import("../simd.zig");
 const F = simd.F;
 const I = simd.I;
 const L = simd.L;

@@ -1,5 +1,5 @@
 //! Attention of some query rows over one head's pages of bf16, where the CPU multiplies pairs of
-//! bf16 (level v4_bf16) and the heads are large: what `attention_rows` does in f32.
+//! bf16 (level v4_bf16) and the heads are large: what `rows.zig` does in f32.
 //!
 //! The order that fixes a row's bits, whatever rows are beside it: queries are scaled, by log2(e)
 //! too, and rounded to bf16, once. Keys come in blocks of 256 positions from position 0. A score
@@ -16,16 +16,16 @@
 //! what `simd.exp` would: an error of 1e-4 is well below that of rounding to bf16.
 //! Work: 4 hd flops a query head and key; a decoded token reads 4 hd bytes a key and kv head.
 //! Reached, 2 cores of Zen 4, 27 November 2026, 16 heads of 128 over 4 kv heads: 0.80 of the rate
-//! of vdpbf16ps for 512 tokens behind 7,680 (attention_rows 0.31), of which softmax takes 9 % and
+//! of vdpbf16ps for 512 tokens behind 7,680 (`rows.zig` 0.31), of which softmax takes 9 % and
 //! pairing up 2 %; a token behind 32,767 reads 31 GB/s where plain reads give 37 to 42.
 
 const std = @import("std");
 const builtin = @import("builtin");
-const simd = @import("simd.zig");
-const bf16 = @import("bf16.zig");
-const tile = @import("tile_bf16.zig");
-const pages = @import("attention_pages.zig");
-const rows_zig = @import("attention_rows.zig");
+const simd = @import("../simd.zig");
+const bf16 = @import("../bf16.zig");
+const tile = @import("../tile_bf16.zig");
+const pages = @import("pages.zig");
+const rows_zig = @import("rows.zig");
 const command = @import("command");
 const DType = command.DType;
 const Part = rows_zig.Part;
@@ -69,7 +69,7 @@ pub fn query(x: f32, scale: f32) u16 {
     return bf16.round1(x * (scale * std.math.log2e));
 }
 
-/// One thread's memory for a tile of rows, as `attention_rows.Rows`.
+/// One thread's memory for a tile of rows, as `rows.zig`'s `Rows`.
 pub const Rows = struct {
     pub const rows_max = 8 * high;
     pub const block_tokens = block;

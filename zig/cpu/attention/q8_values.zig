@@ -2,11 +2,11 @@
 //! their exact products with V, which is widened on its way from memory or, for many rows, once.
 
 const std = @import("std");
-const simd = @import("simd.zig");
-const int8 = @import("int8.zig");
-const pages = @import("attention_pages.zig");
-const q8 = @import("attention_q8.zig");
-const q8_rows = @import("attention_q8_rows.zig");
+const simd = @import("../simd.zig");
+const int8 = @import("../int8.zig");
+const pages = @import("pages.zig");
+const q8 = @import("q8.zig");
+const q8_rows = @import("q8_rows.zig");
 const Rows = q8_rows.Rows;
 const F = simd.F;
 const I = simd.I;

@@ -5,9 +5,9 @@
 //! Here is one scale a part; `quantize_lines` has a scale and a minimum.
 
 const std = @import("std");
-const lines = @import("quantize_lines.zig");
-const quantize = @import("quantize.zig");
-const simd = @import("simd.zig");
+const lines = @import("lines.zig");
+const quantize = @import("../quantize.zig");
+const simd = @import("../simd.zig");
 
 pub const fitLines = lines.fitLines;
 pub const chooseLines = lines.chooseLines;

@@ -2,9 +2,9 @@
 //! cases survive, and what is representable is kept.
 
 const std = @import("std");
-const block = @import("block.zig");
-const quantize = @import("quantize.zig");
-const ref = @import("quantize_ref.zig");
+const block = @import("../block.zig");
+const quantize = @import("../quantize.zig");
+const ref = @import("ref.zig");
 const DType = block.DType;
 const testing = std.testing;
 

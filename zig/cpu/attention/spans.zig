@@ -11,14 +11,14 @@
 //! phase.
 
 const std = @import("std");
-const simd = @import("simd.zig");
-const kernel_zig = @import("kernel.zig");
-const pages = @import("attention_pages.zig");
-const rows_zig = @import("attention_rows.zig");
+const simd = @import("../simd.zig");
+const kernel_zig = @import("../kernel.zig");
+const pages = @import("pages.zig");
+const rows_zig = @import("rows.zig");
 const command = @import("command");
 const Task = kernel_zig.Task;
-const bf16 = @import("attention_bf16.zig");
-const q8_rows = @import("attention_q8_rows.zig");
+const bf16 = @import("bf16.zig");
+const q8_rows = @import("q8_rows.zig");
 const Part = rows_zig.Part;
 
 const span_tokens = pages.span_tokens;

@@ -2,14 +2,14 @@
 //! that both give the same bits.
 
 const std = @import("std");
-const int8 = @import("int8.zig");
-const simd = @import("simd.zig");
-const bf16 = @import("attention_bf16.zig");
-const bf16_ref = @import("attention_bf16_ref.zig");
-const kernel = @import("attention_q8_rows.zig");
-const pages = @import("attention_pages.zig");
-const q8 = @import("attention_q8.zig");
-const Task = @import("kernel.zig").Task;
+const int8 = @import("../int8.zig");
+const simd = @import("../simd.zig");
+const bf16 = @import("bf16.zig");
+const bf16_ref = @import("bf16_ref.zig");
+const kernel = @import("q8_rows.zig");
+const pages = @import("pages.zig");
+const q8 = @import("q8.zig");
+const Task = @import("../kernel.zig").Task;
 const block = kernel.Rows.block_tokens;
 const channels_max = bf16_ref.channels_max;
 const Part = bf16_ref.Part;

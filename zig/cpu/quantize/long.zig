@@ -3,9 +3,9 @@
 //! parts' scales become integers, with their neighbours tried as well; then the columns.
 
 const std = @import("std");
-const block = @import("block.zig");
-const quantize = @import("quantize.zig");
-const simd = @import("simd.zig");
+const block = @import("../block.zig");
+const quantize = @import("../quantize.zig");
+const simd = @import("../simd.zig");
 const DType = block.DType;
 const Line = quantize.Line;
 const V32 = quantize.V32;

@@ -3,15 +3,18 @@
 // Ideas: - the weights are operand A (128 rows a tile, wgmma m64nTk16), the tokens operand B: no row of the
 //          tensor cores' tile is wasted on absent tokens beyond the next 8, 16, 32, 64 or 128;
 //        - a block has a multiprocessor and a share of all parts of all tiles, one behind the other, so that its ring of
-//          stages, all of shared memory, never runs dry between tiles. What a block has of a tile that others have a
-//          share of goes to memory; whoever brings the last part adds them up. Nobody waits for another block;
+//          stages, all of shared memory, never runs dry between tiles. What a block has of a tile whose first part is
+//          another's goes to L2; that other, which comes to it at its end, waits for it and adds it up. Where a block
+//          has one part only, four of them meet and each finishes a quarter of the tokens;
 //        - whole tiles leave nothing in memory but results: every write costs the stream of weights several times its
-//          bytes (a tile's four parts in blocks of a cluster, or all of them through L2, take 15 to 20 % more);
+//          bytes (a tile's four parts in blocks of a cluster, or all of them through L2, take 15 to 20 % more). So the
+//          grid is such that parts come out even, and L2 keeps what passes between blocks (`store_kept`);
 //        - with SwiGLU eight rows of W and eight of W2 lie in turns, so that one thread has both of a result;
 //        - a warp copies weights and waits for nobody, another copies tokens behind the kernel in front;
 //        - what follows may start at once (norm.cu does so, too): its blocks take places that are free, with their
 //          first weights under way while this kernel and a norm between still run; see `pdl_launch`.
-// Launch: 320 threads (T = 128: 384), a block a multiprocessor (256 at most); dynamic smem BATCH_BESIDE + stages * (16384 +
+// Launch: 320 threads (T = 128: 384; registers as of 512 below, which leaves norms' blocks some), at most a block a
+//   multiprocessor (132), all of which must run at once; dynamic smem BATCH_BESIDE + stages * (16384 +
 //   128 T), as many as 219 KB hold: the rest is for kernels with little. Tensor maps with 128-byte swizzle,
 //   boxes of 128 bytes: x T rows, W 128 rows, with SwiGLU the pairs of W and W2 (`mapPairs` in stream.zig), 64 rows each.
 #pragma once
@@ -59,7 +62,8 @@ struct Share {
         tiles = (a.n + tile_rows - 1) / tile_rows;
         units = PARTS * tiles * ((a.m + tokens - 1) / tokens);
         blocks_k = (a.k + stage_columns - 1) / stage_columns, per = (blocks_k + PARTS - 1) / PARTS;
-        first = start(blockIdx.x), end = start(blockIdx.x + 1);
+        const int block = gridDim.x - 1 - blockIdx.x;  // a tile's first block waits for those that started before it
+        first = start(block), end = start(block + 1);
     }
     DEVICE_MEMBER int start(int block) const { return (int)((int64_t)units * block / gridDim.x); }
     // The block that has a tile's first part.
@@ -85,6 +89,7 @@ template <int STAGES> struct Place {
 template <int T, bool SWIGLU, typename OUT> struct Results {
     static constexpr int ROWS = SWIGLU ? 64 : 128, HALVES = SWIGLU ? 1 : 2;
     int token0, row0;
+    int from = 0, to = T / 8;      // of i: what this block finishes
     uint32_t onto[HALVES][T / 8];  // of the residual, two rows of token 8 i + g
 
     DEVICE_MEMBER Results(const Share& share, int tile)
@@ -98,7 +103,7 @@ template <int T, bool SWIGLU, typename OUT> struct Results {
             for (int i = 0; i < T / 8; i++) {
                 const int token = token0 + 8 * i + (lane >> 2), row = row0 + 8 * h + 2 * (lane & 3);
                 onto[h][i] = 0;
-                if (a.residual && token < a.m && row < a.n)
+                if (a.residual && token < a.m && row < a.n && i >= from && i < to)
                     onto[h][i] = __ldcg((const uint32_t*)(a.residual + (size_t)token * a.residual_stride + row));
             }
     }
@@ -117,6 +122,7 @@ template <int T, bool SWIGLU, typename OUT> struct Results {
         for (int i = 0; i < T / 8; i++)
 #pragma unroll
             for (int e = 0; e < 2; e++) {
+                if (i < from || i >= to) continue;
                 const int token = token0 + 8 * i + 2 * t + e;
                 const float of_token = token < a.of.m ? __ldcg(a.x_scale + token) : 0;
 #pragma unroll
@@ -132,6 +138,7 @@ DEVICE_MEMBER void Results<T, SWIGLU, OUT>::store(const BatchArgs& a, const floa
         const float bias = a.bias && row0 + 8 * h + g < a.n ? a.bias[row0 + 8 * h + g] : 0;
 #pragma unroll
         for (int i = 0; i < T / 8; i++) {
+            if (i < from || i >= to) continue;
             float v[2];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
@@ -157,39 +164,73 @@ DEVICE_MEMBER void Results<T, SWIGLU, OUT>::store(const BatchArgs& a, const floa
     }
 }
 
-// Each warpgroup's tiles that several blocks share count the parts that have come: by 4 each time, for ever.
+// A tile's rows of a warpgroup, where several blocks have parts of it; `met` counts those, by 4 each time, for ever.
 __device__ uint32_t batch_met[512];
-// Whether this warpgroup has brought a tile's last part.
-DEVICE bool brought_last(int place, int parts, uint32_t* said) {
-    const int group = threadIdx.x >> 7;
-    group == 0 ? named_sync(1, 128) : named_sync(2, 128);
-    if ((threadIdx.x & 127) == 0) said[group] = count_up(batch_met + place, parts) + parts;
-    group == 0 ? named_sync(1, 128) : named_sync(2, 128);
-    return said[group] % PARTS == 0;
-}
-
-// A tile's parts, of which the first `run` lie added up in front.
-template <int T> DEVICE void add_parts(const float4* parts, int run, float* total) {
-    constexpr int FOURS = T / 8, AT_ONCE = T == 8 ? 1 : 2;
+template <int T> struct Meeting {
+    static constexpr int FOURS = T / 8;
+    uint32_t* const met;
+    float4* const sums;
+    DEVICE_MEMBER Meeting(const BatchArgs& a, int place)
+        : met(batch_met + place), sums((float4*)a.sums + (size_t)place * PARTS * FOURS * 128 + (threadIdx.x & 127)) {}
+    DEVICE_MEMBER void sync() const { (threadIdx.x >> 7) == 0 ? named_sync(1, 128) : named_sync(2, 128); }
+    // Leaves a part, but for what this block finishes.
+    DEVICE_MEMBER void leave(int part, const float* v, int from, int to) const {
 #pragma unroll
-    for (int i = 0; i < FOURS; i += AT_ONCE) {
-        float4 v[AT_ONCE][PARTS];  // all asked for before the first is added
-#pragma unroll
-        for (int j = 0; j < AT_ONCE; j++)
-#pragma unroll
-            for (int p = 0; p < PARTS; p++)
-                if (p == 0 || p >= run) v[j][p] = __ldcg(parts + (p * FOURS + i + j) * 128);
-#pragma unroll
-        for (int j = 0; j < AT_ONCE; j++) {
-            float4 s = v[j][0];
-#pragma unroll
-            for (int p = 1; p < PARTS; p++)
-                if (p >= run) s.x += v[j][p].x, s.y += v[j][p].y, s.z += v[j][p].z, s.w += v[j][p].w;
-            float* const to = total + 4 * (i + j);
-            to[0] = s.x, to[1] = s.y, to[2] = s.z, to[3] = s.w;
+        for (int i = 0; i < FOURS; i++) {
+            const float4 sum = make_float4(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]);
+            if (i < from || i >= to) store_kept(sums + (part * FOURS + i) * 128, sum);
         }
     }
-}
+    DEVICE_MEMBER void tell(int parts) const {
+        sync();
+        if ((threadIdx.x & 127) == 0) count_release(met, parts);
+    }
+    // Waits until `parts` of others have come, and counts its own.
+    DEVICE_MEMBER void wait(int parts) const {
+        if ((threadIdx.x & 127) == 0) {
+            while (count_now(met) % PARTS != (uint32_t)parts) {}
+            count_release(met, PARTS - parts);
+        }
+        sync();
+    }
+    // Each of four says that its part has come, and waits for all.
+    DEVICE_MEMBER void all() const {
+        sync();
+        if ((threadIdx.x & 127) == 0) {
+            const uint32_t end = count_up(met, 1) / PARTS * PARTS + PARTS;
+            while ((int)(count_now(met) - end) < 0) {}
+        }
+        sync();
+    }
+    // Adds parts in order; those from `begin` to `end` lie added up in `total`.
+    DEVICE_MEMBER void add(float* total, int begin, int end, int from, int to) const {
+        constexpr int AT_ONCE = T <= 16 ? FOURS : 2;
+#pragma unroll
+        for (int i = 0; i < FOURS; i += AT_ONCE) {
+            float4 v[AT_ONCE][PARTS];  // all asked for before the first is added
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++)
+#pragma unroll
+                for (int p = 0; p < PARTS; p++)
+                    if (i + j >= from && i + j < to && (p < begin || p >= end))
+                        v[j][p] = __ldcg(sums + (p * FOURS + i + j) * 128);
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                if (i + j < from || i + j >= to) continue;
+                float* const own = total + 4 * (i + j);
+                float4 s = make_float4(0, 0, 0, 0);
+#pragma unroll
+                for (int p = 0; p < PARTS; p++) {
+                    if (p > begin && p < end) continue;
+                    const float4 u = p == begin ? make_float4(own[0], own[1], own[2], own[3]) : v[j][p];
+                    if (p == 0) s = u;
+                    else s.x += u.x, s.y += u.y, s.z += u.z, s.w += u.w;
+                }
+                own[0] = s.x, own[1] = s.y, own[2] = s.z, own[3] = s.w;
+            }
+        }
+    }
+};
 
 template <int T, bool SWIGLU, typename OUT, typename ARGS>
 DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const ARGS& args) {
@@ -201,7 +242,6 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const ARG
     DYNAMIC_SHARED(raw);
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u;
     const uint32_t full_w = smem + RING, full_x = full_w + 8 * STAGES, empty = full_x + 8 * STAGES;
-    uint32_t* const said = (uint32_t*)(raw + (empty + 8 * STAGES - smem_addr(raw)));
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const Share share(a, SWIGLU ? 64 : 128, T, BK);
     pdl_launch();  // early: see above
@@ -264,27 +304,30 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const ARG
         wgmma_wait<0>();
         wgmma_touch<T / 2>(acc);
         if (before >= 0 && tid == 0) mbar_arrive(empty + 8 * before);
-        // A tile's parts are added in order: here, if its first is here, else once all have come.
+        // A tile's parts are added in order: here, if its first is here, else by the block that has it.
         const bool begun = share.first <= tile * PARTS;
 #pragma unroll
         for (int i = 0; i < T / 2; i++) total[i] = begun && part > 0 ? total[i] + acc[i] : acc[i];
         const bool last = part == PARTS - 1 || unit + 1 == share.end;
         if (begun && !last) continue;
         Results<T, SWIGLU, OUT> results(share, tile);
-        if (!begun || part < PARTS - 1) {
-            const int owner = share.owner(tile), place = owner * 2 + group, run = share.start(owner + 1) - tile * PARTS;
-            float4* const sums = (float4*)a.sums + ((size_t)place * PARTS) * (T / 8) * 128 + tid;
-#pragma unroll
-            for (int i = 0; i < T / 8; i++)
-                __stcg(sums + ((begun ? 0 : part) * (T / 8) + i) * 128,
-                       make_float4(total[4 * i], total[4 * i + 1], total[4 * i + 2], total[4 * i + 3]));
-            if (!last) continue;
-            if (T < 128) results.ask(a);
-            if (!brought_last(place, unit + 1 - max(share.first, tile * PARTS), said)) continue;
-            add_parts<T>(sums, run, total);
-            if (T == 128) results.ask(a);  // registers are few
+        const Meeting<T> meeting(a, share.owner(tile) * 2 + group);
+        if (T >= 32 && share.units <= (int)gridDim.x) {  // a part a block: each finishes a quarter of the tokens
+            results.from = part * (T / 32), results.to = results.from + T / 32;
+            meeting.leave(part, total, results.from, results.to);
+            results.ask(a);
+            meeting.all();
+            meeting.add(total, part, part + 1, results.from, results.to);
+        } else if (!begun) {
+            meeting.leave(part, total, 0, 0);
+            if (last) meeting.tell(unit + 1 - max(share.first, tile * PARTS));
+            continue;
         } else {
             results.ask(a);
+            if (part < PARTS - 1) {
+                meeting.wait(PARTS - 1 - part);
+                meeting.add(total, 0, part + 1, 0, T / 8);
+            }
         }
         results.scale(args, total);
         results.store(a, total);

@@ -136,6 +136,12 @@ template <typename S> DEVICE void store_state4(S* p, float4 v) {
     __stcs((uint2*)p, u);
 }
 DEVICE uint32_t smem_addr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+// Asks L2 for bytes (a multiple of 16) that lie in one piece. Nothing on older chips.
+DEVICE void prefetch_l2(const void* p, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
 // 16 bytes, global to shared, asynchronously; zeros where `valid` is false.
 DEVICE void cp_async16(uint32_t dst, const void* src, bool valid) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src),
@@ -166,6 +172,10 @@ DEVICE uint32_t count_up(uint32_t* counter, uint32_t by) {
     uint32_t before;
     asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(by) : "memory");
     return before;
+}
+// The same for who needs no answer.
+DEVICE void count_release(uint32_t* counter, uint32_t by) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(by) : "memory");
 }
 DEVICE uint32_t count_now(const uint32_t* counter) {
     uint32_t now;

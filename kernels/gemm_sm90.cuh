@@ -161,7 +161,7 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
 #pragma unroll
                 for (int j = 0; j < FOURS; j++)
                     if (j / OWN != share)
-                        __stcg(mine + j * 128, make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
+                        store_kept(mine + j * 128, make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
                 named_sync(1 + which, 128);
                 if (tid == 0) gemm_meet<SPLIT>(place);
                 named_sync(1 + which, 128);

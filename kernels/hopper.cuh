@@ -107,6 +107,13 @@ DEVICE void bulk_load_once(uint32_t dst, const void* src, uint32_t bytes, uint32
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
                  ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(EVICT_FIRST) : "memory");
 }
+// What another block reads soon and the next launches write again: L2 gives its place to others last, so that memory
+// hardly sees it.
+DEVICE void store_kept(float4* p, float4 v) {
+    constexpr uint64_t EVICT_LAST = 0x14F0000000000000;
+    asm volatile("st.global.L2::cache_hint.v4.f32 [%0], {%1,%2,%3,%4}, %5;" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z),
+                 "f"(v.w), "l"(EVICT_LAST) : "memory");
+}
 DEVICE void tma_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until all but N groups of this thread's stores have read their source.
 template <int N> DEVICE void tma_wait_read() {

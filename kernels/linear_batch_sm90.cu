@@ -6,10 +6,10 @@
 //
 // Bytes: N*K*2, the weights once, x from L2. Floor: that over the read bandwidth.
 // Ideas, launch: batch_sm90.cuh.
-// Reached on an H200, a layer's four products of Bamba-9B in a row: 136 us with 16 rows, 156 with 64 (their bytes 122.6,
-//   reading alone 127, with x and matrix steps 131 and 133); a step of 16 / 32 / 64 / 128 sequences 6.32 / 7.57 / 10.1 /
-//   15.4 ms. Clusters of four, a quarter of k each: 160 and 181 us, 6.47 / 7.72 / 10.4 / 16.1 ms. Tried, see
-//   bench/results/gpu-decode.md: the norm inside; asking L2 for what lies behind the ring; other depths.
+// Reached on an H200, a layer's four products of Bamba-9B in a row: 131 us with 16 rows, 144 with 64, 168 with 128 (their
+//   bytes 120.4). Where the block with the last part added a tile up, 132 blocks shared all tiles and L2 kept nothing 132,
+//   154 and 185; clusters of four, a quarter of k each, 160 and 181. Tried, see bench/results/gpu-decode.md: the norm
+//   inside; asking L2 for what lies behind the ring; other depths; sums that are each their own signal.
 #include "batch_sm90.cuh"
 
 #if HOPPER
@@ -19,7 +19,7 @@
 #endif
 
 #define BATCH(NAME, T, SWIGLU, OUT)                                                                         \
-    extern "C" __global__ void __launch_bounds__(T == 128 ? 384 : 320, 1)                                   \
+    extern "C" __global__ void __launch_bounds__(T == 128 ? 384 : 512, 1)                                   \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
              const __grid_constant__ BatchArgs a) {                                                         \
         BATCH_BODY(T, SWIGLU, OUT);                                                                         \

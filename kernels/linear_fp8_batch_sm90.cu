@@ -18,7 +18,7 @@
 #endif
 
 #define BATCH(NAME, T, SWIGLU)                                                                              \
-    extern "C" __global__ void __launch_bounds__(T == 128 ? 384 : 320, 1)                                   \
+    extern "C" __global__ void __launch_bounds__(T == 128 ? 384 : 512, 1)                                   \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
              const __grid_constant__ Fp8BatchArgs a) {                                                      \
         BATCH_BODY(T, SWIGLU);                                                                              \

@@ -36,11 +36,18 @@ def threads(tokens):
     return 384 if tokens == 128 else 320
 
 
+def blocks(m, n, two, tokens):
+    """No more than the fullest needs beside it."""
+    parts = 4 * -(-n // (64 if two else 128)) * -(-m // tokens)
+    return -(-parts // -(-parts // d.SMS))
+
+
 def prepare(x, w, out, w2=None, bias=None, residual=None, tokens=None):
     tokens = tokens or next((t for t in (8, 16, 32, 64) if t >= x.shape[0]), 128)
     args = maps(x, w, w2, tokens) + [arguments(x, w, out, w2, bias, residual)]
     name = f"linear_batch_{'swiglu_' if w2 is not None else ''}{tokens}_{'f32' if out.dtype == torch.float32 else 'bf16'}"
-    return lambda: M.launch(name, (d.SMS,), threads(tokens), args, smem(tokens))
+    grid = (blocks(x.shape[0], w.shape[0], w2 is not None, tokens),)
+    return lambda: M.launch(name, grid, threads(tokens), args, smem(tokens))
 
 
 def rnd(*shape, scale=1.0):

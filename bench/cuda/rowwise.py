@@ -39,7 +39,7 @@ def conv(p, which, width, x, out, w, b, state, keeps=False):
     a = ConvArgs(d.ptr(x), d.ptr(out), d.ptr(w), d.ptr(b), d.ptr(state), d.ptr(p["of"]), d.ptr(p["start"]),
                  d.ptr(p["past"]), d.ptr(p["slots"]), state.stride(0), rows, ch, x.stride(0),
                  out.stride(0) if out is not None else 0, 1, width, len(p["lens"]), keeps)
-    grid = ((ch // 4 * ((rows + 15) // 16) + 127) // 128,) if which == "" else ((ch + 255) // 256, len(p["lens"]))
+    grid = ((ch // 4 * ((rows + 15) // 16) + 127) // 128,) if which == "" else ((ch // (4 if which == "_update" else 1) + 255) // 256, len(p["lens"]))
     CONV.launch(f"conv1d{which}_w{width}_bf16", grid, 128 if which == "" else 256, [a])
 
 

@@ -100,7 +100,7 @@ fn forward(t: *const Task, s: *Stream) void {
 
 fn update(t: *const Task, s: *Stream) void {
     if (!isFast(t)) return forward(t, s);
-    const grid = [3]u32{ k.blocks(t.cols(0), 256), t.step.n_seqs, 1 };
+    const grid = [3]u32{ k.blocks(t.cols(0) / 4, 256), t.step.n_seqs, 1 };
     inline for (.{ 2, 3, 4 }) |w| if (t.cols(1) == w) {
         const name = comptime k.name("conv1d_update_w{d}_bf16", .{w});
         s.launch("conv1d", name, grid, 256, .{arguments(t)}, .{});

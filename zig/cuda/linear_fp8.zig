@@ -190,7 +190,7 @@ fn batch(p: sm90.Product, x: Eights, s: *Stream) void {
         const args = .{ s.mapBytes(x.rows, rows, cols, cols, .{ 128, tokens }), weight, a };
         const extra: Extra = .{ .shared_bytes = sm90.batchSharedBytes(tokens) };
         const threads = sm90.batchThreads(tokens);
-        const grid = sm90.batchGrid(s);
+        const grid = sm90.batchGrid(p, tokens, s);
         const stem = "linear_fp8_batch_sm90";
         const swiglu = comptime k.name("fp8_batch_swiglu_{d}", .{tokens});
         if (p.up != null) return s.launch(stem, swiglu, grid, threads, args, extra);

@@ -65,8 +65,12 @@ fn fits(rows: u32, tokens: u32) bool {
     return rows <= tokens or tokens == batch_rows_max;
 }
 
-pub fn batchGrid(s: *const Stream) [3]u32 {
-    return .{ @min(s.gpu.multiprocessors, batch_blocks_max), 1, 1 };
+/// No more blocks than the fullest needs beside it: then fewer tiles have parts in several.
+pub fn batchGrid(p: Product, tokens: u32, s: *const Stream) [3]u32 {
+    const outputs: usize = if (p.up == null) 128 else 64;
+    const parts = 4 * k.blocks(p.of.cols(4), outputs) * k.blocks(k.rows(p.of, 0), tokens);
+    const most = k.blocks(parts, @min(s.gpu.multiprocessors, batch_blocks_max));
+    return .{ k.blocks(parts, most), 1, 1 };
 }
 pub fn batchThreads(tokens: u32) u32 {
     return if (tokens == batch_rows_max) 384 else 320;
@@ -98,8 +102,8 @@ fn batch(p: Product, s: *Stream) void {
         s.mapPairs(.bf16, w, k.at(up, 1), n, t.cols(0), t.stride(1))
     else
         s.mapOnce(.bf16, w, n, t.cols(0), t.stride(1), .{ 64, 128 });
-    const grid = batchGrid(s);
     inline for (batch_tokens) |tokens| if (fits(rows, tokens)) {
+        const grid = batchGrid(p, tokens, s);
         const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
         const args = .{ x, weight, a };
         const extra: Extra = .{ .shared_bytes = batchSharedBytes(tokens) };

@@ -74,6 +74,7 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     GEMM_CALL(gemm_swiglu_parts_sm90_bf16);
     BATCH_CALL(linear_batch_8_bf16, 320);
     BATCH_CALL(linear_batch_64_bf16, 320);
+    BATCH_CALL(linear_batch_128_bf16, 384);
     BATCH_CALL(linear_batch_128_f32, 384);
     BATCH_CALL(linear_batch_swiglu_16_bf16, 320);
     abort();

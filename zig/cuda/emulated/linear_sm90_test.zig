@@ -229,6 +229,23 @@ test "linear_batch_sm90: near the sums, with the bits of many rows in parts, by 
     for (floats, parts) |f, w| try testing.expectEqual(w, support.bf16(f));
 }
 
+test "linear_batch_sm90: a part a block, each of which finishes some tokens, again and again" {
+    for ([_]usize{ 40, 100 }, [_]usize{ 64, 128 }) |rows, tokens| {
+        const p = try Problem.make(rows, 264, if (tokens == 64) 1100 else 136);
+        defer p.free();
+        const names = [_][*:0]const u8{ "linear_batch_64_bf16", "linear_batch_128_bf16" };
+        const tile: BatchTile = .{ .name = names[tokens / 128], .tokens = tokens };
+        const parts = try batch(u16, p, tile, 5);
+        defer allocator.free(parts);
+        try p.check(parts, p.m, false);
+        for (0..2) |_| {
+            const out = try batch(u16, p, tile, 12);
+            defer allocator.free(out);
+            try testing.expectEqualSlices(u16, parts, out);
+        }
+    }
+}
+
 test "linear_batch_sm90: SwiGLU of two matrices, whichever lies first, some k in no part" {
     for ([_]usize{ 520, 136 }) |columns| {
         const p = try Problem.make(13, 136, columns);

@@ -34,16 +34,6 @@ template <int TYPE> DEVICE size_t panel_bytes(int k) { return (size_t)(k / Block
 
 DEVICE float half_lo(uint32_t w) { return __half2float(__ushort_as_half((unsigned short)w)); }
 DEVICE float half_hi(uint32_t w) { return __half2float(__ushort_as_half((unsigned short)(w >> 16))); }
-DEVICE uint2 lds64(uint32_t addr) {
-    uint2 v;
-    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(addr) : "memory");
-    return v;
-}
-DEVICE uint32_t and_or(uint32_t a, uint32_t mask, uint32_t c) {
-    uint32_t r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(mask), "r"(c));
-    return r;
-}
 
 // 64 columns (quarter q of a step of 256) as operand A of four matrix steps, in bf16: q8_0's integers themselves,
 // of the others 128 + q (8 bits of bf16 hold 128 + 6 bits exactly, and AND-OR builds two).

@@ -1,7 +1,8 @@
-// A chain of `linear`, one row, weights in blocks: products that follow each other, in one launch (chain.cuh).
+// A chain of `linear`, one row, weights in blocks: products that follow each other, and states (chain.cuh), in one launch.
 //
 // Contract: `count` products, each as blocks_decode.cu's with its norm in front and bias, residual, SwiGLU behind,
-//   each with a type of its own; each may read what the ones before it wrote.
+//   each with a type of its own; each may read what the ones before it wrote. States as ssm_update.cu's conv_ssm_update,
+//   of one sequence: the same bits.
 //
 // Bytes moved: the file's (blocks_decode.cu). Floor: those over the read bandwidth.
 // Ideas: - as blocks_decode.cu, but in whole numbers (blocks_int8.cuh): half the instructions;
@@ -15,28 +16,36 @@
 //   slower, hence both.
 // Tried: sums of a panel without a barrier of its warps (mbarriers, eight panels deep): q4_k 53.5 -> 54 us; the panels
 //   left in the end shared by both groups: q4_k_m's 58 -> 61.7, SwiGLU's two matrices alone no change; x by warps of its
-//   own to a second place (q8_0 79.8 -> 76.5, q4_k 50.1 -> 55); states between the products; fewer slots on their way.
-// Launch: 512 threads, grid = multiprocessors; dynamic smem 16 * `ring` + 2.5 K for the widest K; `ring` a multiple
-//   of `slot`, which is the largest step of the types; at most 8 slots.
+//   own to a second place (q8_0 79.8 -> 76.5, q4_k 50.1 -> 55); fewer slots on their way; eight warps for states, for which
+//   products had 88 registers a thread (a layer without states 52.4 -> 54.8).
+// Launch: 640 threads, grid = multiprocessors; dynamic smem Fixed + 16 * `ring` + 2.5 K for the widest K; `ring` a
+//   multiple of `slot`, which is the largest step of the types; at most 8 slots.
 #include "chain.cuh"
 #include "blocks_int8.cuh"
-#include "hopper.cuh"
 
 #if HOPPER
 constexpr int SLOTS_MAX = 8, AHEAD = 2;
 
-struct Fixed {
+struct alignas(128) Fixed {
     float red[GROUPS][2][WARPS][2][16];
     float squares[SQUARES][WARPS];
     float rstd[GROUPS];
     uint64_t full[GROUPS * WARPS][SLOTS_MAX];
     alignas(16) uint32_t zeros[ZEROS / 4];
+    SsmShared state;
 };
+static_assert(sizeof(Fixed) == 7296, "as zig/cuda/chain_wire.zig has it");
 
 DEVICE int step_columns(int type) { return type >= Q4_K ? 256 : 128; }
 DEVICE int step_bytes(int type) {
     return type == Q8_0 ? Block<Q8_0>::BYTES : type == Q4_0 ? Block<Q4_0>::BYTES : type == Q4_K ? Block<Q4_K>::BYTES
          : type == Q5_K ? Block<Q5_K>::BYTES : Block<Q6_K>::BYTES;
+}
+
+// Panels are taken from `first` on, around the last one.
+DEVICE int panel_at(const Product& p, int panel) {
+    const int panels = (p.n + 15) / 16, at = panel + p.first;
+    return at < panels ? at : at - panels;
 }
 
 // Steps of all products that one warp takes, in order.
@@ -57,7 +66,7 @@ struct Walk {
     }
     DEVICE_MEMBER void begin() {
         const Product& p = a->of[of];
-        src = (part ? p.w2 : p.w) + panel * panel_bytes + (size_t)warp * bytes, left = mine;
+        src = (part ? p.w2 : p.w) + panel_at(p, panel) * panel_bytes + (size_t)warp * bytes, left = mine;
     }
     // Where `left` is zero: moves on to a step that there is.
     DEVICE_MEMBER bool seek() {
@@ -128,10 +137,10 @@ DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells,
     const uint32_t sums = xs + 2 * p.k + t * 16 + warp * columns / 2;
     int buffer = 0;
     for (int panel = ring.walk.me; panel < panels; panel += GROUPS * gridDim.x) {
-        const int n = panel * 16 + lane;
+        const int n = panel_at(p, panel) * 16 + lane;
         const bool adds = warp == (panel & (WARPS - 1)), writes = adds && lane < 16 && n < p.n;
         float onto = 0;  // asked for early: its latency is the stream's
-        if (writes && p.residual) onto = load_residual(p, cells, 0, n);
+        if (writes && p.residual) onto = load_residual(p, cells, n);
         for (int part = 0; part < parts; part++) {
             float r[2] = {0, 0};
             switch (p.type) {
@@ -161,20 +170,26 @@ DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells,
             float s = p.swiglu ? silu(v[0]) * v[1] : v[0];
             if (p.bias) s += p.bias[n];
             if (p.residual) s += onto;
-            store_result(p, cells, 0, n, s);
+            store_result(p, cells, n, s);
         }
         buffer ^= 1;
     }
 }
 
 template <bool ONCE> DEVICE void chain(const ChainArgs& a) {
-    extern __shared__ __align__(128) uint8_t smem[];
-    __shared__ Fixed fixed;
+    DYNAMIC_SHARED(smem);
+    Fixed& fixed = *(Fixed*)smem;
     const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, group = warp / WARPS;
+    if (group == GROUPS) {
+        if (a.count == 1) return;
+        pdl_wait();
+        update_states(a, own_cells(a, load_turn(a)), fixed.state);
+        return;
+    }
     const int tid = threadIdx.x % GROUP_THREADS;
-    const uint32_t xs = smem_addr(smem) + GROUPS * WARPS * a.ring;
+    const uint32_t rings = smem_addr(smem) + sizeof(Fixed), xs = rings + GROUPS * WARPS * a.ring;
     Ring<ONCE> ring;
-    ring.base = smem_addr(smem) + warp * a.ring, ring.bars = smem_addr(fixed.full[warp]), ring.end = ring.base + a.ring;
+    ring.base = rings + warp * a.ring, ring.bars = smem_addr(fixed.full[warp]), ring.end = ring.base + a.ring;
     ring.slot = a.slot, ring.lane = lane, ring.parity = 0, ring.owed = 0;
     ring.to = ring.from = ring.base, ring.to_bar = ring.from_bar = ring.bars;
     Walk& walk = ring.walk;
@@ -195,13 +210,15 @@ template <bool ONCE> DEVICE void chain(const ChainArgs& a) {
         ring.at = of, ring.ahead = AHEAD;
         const bool idle = blockIdx.x >= (p.n + 15) / 16;  // nothing to do, so nothing to wait for
         if (of > 0 && !idle) prefetch_norm(p);
+        if (p.state >= 0 && group == 0) named_arrive(STATES_BEGIN, GROUP_THREADS + STATE_THREADS);
         if (!idle)
-            stage_any(p, cells, fixed.squares, group, tid, [&](int, int c, const float* v) { store_bytes(xs, xs + 2 * p.k, c, v); },
+            stage_any(p, cells, fixed.squares, group, tid,
+                      [&](int c, const float* v, bool there) { store_bytes(xs, xs + 2 * p.k, c, v, there); },
                       [&]() { ring.pay(); });
         while (ring.owed) ring.pay();
-        if (of == 0) cells = begin_cells(a, turn);
+        if (of == 0) cells = own_cells(a, turn), empty_cells(a, turn);
         if (idle) continue;
-        if (p.mode != PLAIN && tid < 32) fixed.rstd[group] = row_scale(p, fixed.squares, 0);
+        if (p.mode != PLAIN && tid < 32) fixed.rstd[group] = row_scale(p, fixed.squares);
         product(p, ring, &fixed, cells, xs, group);
     }
     end_cells(a);

@@ -61,26 +61,6 @@ template <int TYPE> struct Zero {
     static constexpr float UNIT = TYPE == Q4_0 || TYPE == Q4_K ? 0.0625f : 1;
 };
 
-template <int TYPE> DEVICE void mma_32(int* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
-    if (TYPE == Q8_0)
-        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    else
-        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-DEVICE void mma_16(int* d, const uint32_t* a, uint32_t b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(b));
-}
-// Not ordered with other memory: x stays as it is while a product runs.
-DEVICE void ldmatrix_b(uint32_t* r, uint32_t addr) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr));
-}
-
 // Where this lane's rows of operand B lie, of blocks 0 and 1 and of blocks 2 and 3 of 128 columns: a block has 64
 // bytes, high ones of its columns, then low ones; zeros stay where they are.
 struct Columns {
@@ -101,13 +81,13 @@ struct Columns {
 
 // x of eight columns, number c of the row, to shared memory: bytes in the order of a lane's four of 16 columns
 // ({2t, 2t+8, 2t+1, 2t+9}, t = 0..3), and behind all of them for each 32 columns: sums of its 16s, and what one is.
-DEVICE void store_bytes(uint32_t xs, uint32_t sums, int c, const float* v) {
-    const uint32_t together = __activemask();  // whole fours of lanes: columns come in 32s
-    uint32_t top = 0;                          // as bits: what is no number is the largest
+// All lanes of a warp call it; those with `there`, whole fours, store.
+DEVICE void store_bytes(uint32_t xs, uint32_t sums, int c, const float* v, bool there) {
+    uint32_t top = 0;  // as bits: what is no number is the largest
 #pragma unroll
     for (int i = 0; i < 8; i++) top = max(top, __float_as_uint(v[i]) & 0x7fffffff);
-    top = max(top, __shfl_xor_sync(together, top, 1));
-    top = max(top, __shfl_xor_sync(together, top, 2));
+    top = max(top, __shfl_xor_sync(~0u, top, 1));
+    top = max(top, __shfl_xor_sync(~0u, top, 2));
     const float most = __uint_as_float(max(top, __float_as_uint(1e-30f))), by = 32512.0f * fast_rcp(most);
     const bool far = c & 1;
     uint32_t high[2], low[2];
@@ -122,14 +102,15 @@ DEVICE void store_bytes(uint32_t xs, uint32_t sums, int c, const float* v) {
     int s = 0;
 #pragma unroll
     for (int i = 0; i < 2; i++) s += __dp4a((int)low[i], 0x01010101, __dp4a((int)high[i], 0x01010101, 0) * 256);
-    s += __shfl_xor_sync(together, s, 1);
+    s += __shfl_xor_sync(~0u, s, 1);
     // The lane of the nearer eight columns writes the high bytes of 16, the other the low ones.
     uint32_t near[2], off[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const uint32_t other = __shfl_xor_sync(together, far ? high[i] : low[i], 1);
+        const uint32_t other = __shfl_xor_sync(~0u, far ? high[i] : low[i], 1);
         near[i] = far ? other : high[i], off[i] = far ? low[i] : other;
     }
+    if (!there) return;
     sts128(xs + (c >> 2) * 64 + far * 32 + (c >> 1 & 1) * 16,
            make_uint4(__byte_perm(near[0], off[0], 0x5140), __byte_perm(near[0], off[0], 0x7362),
                       __byte_perm(near[1], off[1], 0x5140), __byte_perm(near[1], off[1], 0x7362)));
@@ -157,13 +138,14 @@ DEVICE void step_sums(uint32_t step, const Columns& x, uint32_t sums, int lane, 
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             uint32_t b[4];
-            ldmatrix_b(b, x.at[i] + h * 256);
+            ldmatrix4_still(b, x.at[i] + h * 256);
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 uint32_t a[4];
                 operand<TYPE>(raw[2 * h + i], j, a);
-                if (TYPE == Q6_K) mma_16(d, a, b[2 * j]), mma_16(e, a + 2, b[2 * j + 1]);
-                else mma_32<TYPE>(d, a, b[2 * j], b[2 * j + 1]);
+                if (TYPE == Q6_K) mma_u8_16(d, a, b[2 * j]), mma_u8_16(e, a + 2, b[2 * j + 1]);
+                else if (TYPE == Q8_0) mma_s8_32(d, a, b[2 * j], b[2 * j + 1]);
+                else mma_u8_32(d, a, b[2 * j], b[2 * j + 1]);
             }
         }
         const float s0 = __uint_as_float(of.x), s1 = __uint_as_float(of.y), unit = __uint_as_float(of.z);

@@ -1,4 +1,4 @@
-// Products of one token behind each other in one launch: x, results, and how they pass.
+// Products of one token behind each other in one launch, and states between them: x, results, and how they pass.
 //
 // A launch of its own costs a product 4 to 5 us beside its bytes: last sums, the end of one grid, the start of the
 // next, x to shared memory. In a chain one block a multiprocessor
@@ -14,12 +14,20 @@
 // panel of SwiGLU's two matrices (55 -> 56 us); bf16 weights in a chain (140.1 us a layer for 140.3; on an H100 199.6
 // for 195.6): there the launches' overlap is as good. On an H100 blocks gain nothing either: see gpu.zig.
 //
+// A state takes in_proj's x, B, C and dt, and out_proj waits for its y. in_proj does the rows that the state waits for
+// first (`first`), and four warps more than the products' update it while the gate's rows, half of in_proj, still come.
+// One lane a multiprocessor looks for the last of those rows: all heads need the same B, C and dt, and where every
+// thread looked, or four times at once, L2 gave nothing else (a layer of q4_k_m 60.0 and 65.8 us for 58.9).
+// Left there: from dt's last row to y's 7 us, of which in_proj hides three: each load waits behind the rings' copies.
+//
 // There are two sets of cells; a launch uses one and empties the other, which the launch before has used. All blocks
 // must run at once: one a multiprocessor, and whoever starts early (griddepcontrol) behind a chain starts when all
-// blocks of the chain have. Products follow the rules that zig/cuda/chain_products.zig checks: from the second on, x
-// is the result before, and nothing else that one of them writes is read by another but through cells.
+// blocks of the chain have. Products follow the rules that zig/cuda/chain_wire.zig checks: from the second on, x
+// is the result before, or the y of the state behind it, and nothing else that one of them writes is read by another
+// but through cells. What nobody reads behind the launch is not written to memory.
 #pragma once
-#include "common.cuh"
+#include "hopper.cuh"
+#include "ssm_update.cuh"
 
 // One product, as in blocks_decode.cu.
 struct Product {
@@ -30,83 +38,101 @@ struct Product {
     const float* norm_weight;
     const float* bias;
     const bf16* residual;
-    void* out;
+    void* out;  // may be null where it passes
     int batch, n, k, x_stride, gate_stride, residual_stride, out_stride;
     float eps;
     int mode, swiglu, out_f32;
     int type;                                // of weights in blocks
     int dtype, reserved;                     // the host's
-    int x_cells, residual_cells, out_cells;  // where in a set they pass, in rows of k or n; or -1
-    int pad;
+    int x_cells, residual_cells, out_cells;  // where in a set they pass; or -1
+    int gate_cells;
+    int state;  // which state is updated with its result; or -1
+    int first;  // its rows from this panel of 16 on come first: what a state waits for
 };
-constexpr int CHAIN_MAX = 6;
+// One token through the SSM, with its convolution: from a product's result to the next one's x.
+struct State {
+    SsmUpdateArgs of;
+    int x_cells, dt_cells, y_cells;  // as above
+    int dtype;                       // of the state: 0 f32, 1 bf16, 2 f16
+};
+constexpr int CHAIN_MAX = 40, STATES_MAX = 10;
 struct ChainArgs {
     Product of[CHAIN_MAX];
+    State states[STATES_MAX];
     uint16_t* cells;  // two sets; zero before the first launch; one product needs none
     uint32_t* turn;   // which launch this is, and blocks that have ended: zero before the first launch
     int set;          // cells of a set, a multiple of 8
     int count;
     int ring, slot;   // blocks: bytes of a warp's ring, of its slots
 };
+static_assert(sizeof(ChainArgs) <= 8192, "as launches may have");
 
 enum { PLAIN = 0, RMS = 1, GATED = 2 };
 constexpr int GROUPS = 2, WARPS = 8, GROUP_THREADS = 32 * WARPS, THREADS = GROUPS * GROUP_THREADS;
+constexpr int STATE_THREADS = 128;  // warps behind those of products, which update states
+enum { ALL_MEET = 3, STATES_MEET = 4, STATES_BEGIN = 5 };  // named barriers behind those of the groups
 
-// Threads of one group meet.
-DEVICE void group_sync(int group) { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(GROUP_THREADS) : "memory"); }
+#if HOPPER
+// Threads of one group meet, and those of all products.
+DEVICE void group_sync(int group) { named_sync(group + 1, GROUP_THREADS); }
+DEVICE void all_sync() { named_sync(ALL_MEET, THREADS); }
 
 // ---- cells ----
-DEVICE uint4 load_cells(const uint16_t* p) {
-    uint4 v;
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-    return v;
-}
 DEVICE uint32_t empty_half(uint32_t w) { return (w - 0x00010001u) & ~w & 0x80008000u; }
 DEVICE bool full(uint4 v) { return (empty_half(v.x) | empty_half(v.y) | empty_half(v.z) | empty_half(v.w)) == 0; }
-// What eight cells hold once they are full; `v` is what they held. Until one lane's are full it alone asks again and
-// again, since more would take L2's time from those who still work; from then on every lane asks for its own. `pace`
-// is called before each time.
-template <typename Pace> DEVICE uint4 settle_cells(uint4 v, const uint16_t* p, bool valid, Pace pace) {
-    if (!valid) v = make_uint4(~0u, ~0u, ~0u, ~0u);
+// What COUNT times eight cells hold once they are full; `v` is what they held. Until one lane's are full it alone asks
+// again and again, since more would take L2's time from those who still work; from then on every lane asks for its own.
+// `pace` is called before each time.
+template <int COUNT, typename Pace>
+DEVICE void settle_cells(uint4* v, const uint16_t* const* p, bool valid, Pace pace) {
     const uint32_t lane = threadIdx.x & 31;
-    uint32_t missing = __ballot_sync(~0u, !full(v));
+    auto lacks = [&] {
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) all = all && full(v[i]);
+        return !all;
+    };
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        if (!valid) v[i] = make_uint4(~0u, ~0u, ~0u, ~0u);
+    uint32_t missing = __ballot_sync(~0u, lacks());
     const uint32_t first = __ffs(missing) - 1;
     while (missing) {
         pace();
-        if (missing >> first & 1 ? lane == first : !full(v)) v = load_cells(p);
-        missing = __ballot_sync(~0u, !full(v));
+        if (missing >> first & 1 ? lane == first : lacks())
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) v[i] = load_relaxed128(p[i]);
+        missing = __ballot_sync(~0u, lacks());
     }
-    return make_uint4(~v.x, ~v.y, ~v.z, ~v.w);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) v[i] = make_uint4(~v[i].x, ~v[i].y, ~v[i].z, ~v[i].w);
 }
 DEVICE float load_cell(const uint16_t* p) {
     uint16_t v;
-    do asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
+    do v = load_relaxed16(p);
     while (v == 0);
-    return to_f32(__ushort_as_bfloat16((uint16_t)~v));
+    return bf_lo((uint16_t)~v);
 }
-DEVICE void store_cell(uint16_t* p, bf16 v) {
-    asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(p), "h"((uint16_t)~__bfloat16_as_ushort(v)) : "memory");
-}
+DEVICE void store_cell(uint16_t* p, bf16 v) { store_relaxed16(p, ~__bfloat16_as_ushort(v)); }
 // Which launch this is; asked for behind pdl_wait, used when the first x is there.
 DEVICE uint32_t load_turn(const ChainArgs& a) {
-    uint32_t turn = 0;
-    if (a.count == 1) return turn;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(turn) : "l"(a.turn) : "memory");
-    return turn;
+    return a.count == 1 ? 0 : load_relaxed32(a.turn);
 }
-// This launch's set; the other is emptied.
-DEVICE uint16_t* begin_cells(const ChainArgs& a, uint32_t turn) {
-    if (a.count == 1) return nullptr;
+// This launch's set.
+DEVICE uint16_t* own_cells(const ChainArgs& a, uint32_t turn) {
+    return a.count == 1 ? nullptr : a.cells + (turn & 1 ? a.set : 0);
+}
+// The other is emptied.
+DEVICE void empty_cells(const ChainArgs& a, uint32_t turn) {
+    if (a.count == 1) return;
     uint16_t* other = a.cells + (turn & 1 ? 0 : a.set);
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < a.set / 8; i += gridDim.x * THREADS)
         *(uint4*)(other + i * 8) = make_uint4(0, 0, 0, 0);
-    return a.cells + (turn & 1 ? a.set : 0);
 }
 // At a block's end: the last one turns.
 DEVICE void end_cells(const ChainArgs& a) {
     if (a.count == 1) return;
-    __syncthreads();
+    all_sync();
     if (threadIdx.x == 0 && atomicInc(a.turn + 1, gridDim.x - 1) == gridDim.x - 1) a.turn[0]++;
 }
 
@@ -115,82 +141,132 @@ DEVICE void end_cells(const ChainArgs& a) {
 DEVICE void prefetch_norm(const Product& p) {
     if (p.mode == PLAIN) return;
     for (int i = threadIdx.x * 32; i < p.k; i += THREADS * 32)
-        asm volatile("prefetch.global.L1 [%0];" ::"l"(p.norm_weight + i));
+        prefetch_l1(p.norm_weight + i);
 }
-// x of one product, scaled by the norm's weight, to wherever `store(row, piece, v)` takes eight columns as floats;
+// x of one product, scaled by the norm's weight, to wherever `store(c, v, there)` takes eight columns as floats;
 // and the sums of squares of its rows, a piece of 2048 columns and a warp each: bits that do not depend on GROUPS.
-constexpr int SQUARES = 18;  // most rows x pieces
+constexpr int SQUARES = 18;  // most pieces
 template <int MODE, typename Store, typename Pace>
 DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store,
                   Pace pace) {
-    const int parts = (a.k / 8 + GROUP_THREADS - 1) / GROUP_THREADS, total = parts * a.batch;
-    const bool passed = MODE != GATED && a.x_cells >= 0;
+    const int total = (a.k / 8 + GROUP_THREADS - 1) / GROUP_THREADS;
+    const bool passed = a.x_cells >= 0;  // the gate, too
+    const uint16_t* const x = passed ? cells + a.x_cells : (const uint16_t*)a.x;
+    const uint16_t* const gate = passed ? cells + a.gate_cells : (const uint16_t*)a.gate;
     for (int j0 = group; j0 < total; j0 += 4 * GROUPS) {
-        uint4 xr[4], gr[4];
+        uint4 got[4][2];  // x and gate
 #pragma unroll
         for (int i = 0; i < 4; i++) {  // all loads first: one latency, not four
-            const int j = j0 + i * GROUPS, row = j / parts, c = (j - row * parts) * GROUP_THREADS + tid;
-            const bool valid = j < total && c * 8 < a.k;
-            xr[i] = gr[i] = make_uint4(0, 0, 0, 0);
-            if (valid && passed) xr[i] = load_cells(cells + a.x_cells + row * a.k + c * 8);
-            else if (valid) xr[i] = load_cg(a.x + (size_t)row * a.x_stride + c * 8);
-            if (MODE == GATED && valid) gr[i] = load_cg(a.gate + (size_t)row * a.gate_stride + c * 8);
+            const int c = ((j0 + i * GROUPS) * GROUP_THREADS + tid) * 8;
+            got[i][0] = got[i][1] = make_uint4(0, 0, 0, 0);
+            if (c >= a.k) continue;
+            got[i][0] = load_relaxed128(x + c);
+            if (MODE == GATED) got[i][1] = load_relaxed128(gate + c);
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int j = j0 + i * GROUPS;
+            const int j = j0 + i * GROUPS, c = j * GROUP_THREADS + tid;
             if (j >= total) break;
-            const int row = j / parts, c = (j - row * parts) * GROUP_THREADS + tid;
-            if (passed) xr[i] = settle_cells(xr[i], cells + a.x_cells + row * a.k + c * 8, c * 8 < a.k, pace);
+            const bool there = c * 8 < a.k;
+            const uint16_t* const from[] = {x + c * 8, gate + c * 8};
+            if (passed) settle_cells<MODE == GATED ? 2 : 1>(got[i], from, there, pace);
             float v[8], s = 0;
-            unpack8(xr[i], v);
-            if (MODE == GATED) gate8(v, gr[i]);
+            unpack8(got[i][0], v);
+            if (MODE == GATED) gate8(v, got[i][1]);
             if (MODE != PLAIN) {
 #pragma unroll
                 for (int e = 0; e < 8; e++) s += v[e] * v[e];
                 s = warp_sum(s);
                 if ((tid & 31) == 0) squares[j][tid >> 5] = s;
-            }
-            if (c * 8 >= a.k) continue;
-            if (MODE != PLAIN) {
-                const float4 w0 = __ldg((const float4*)(a.norm_weight + c * 8));
-                const float4 w1 = __ldg((const float4*)(a.norm_weight + c * 8 + 4));
+                const float* w = a.norm_weight + (there ? c * 8 : 0);
+                const float4 w0 = __ldg((const float4*)w), w1 = __ldg((const float4*)(w + 4));
                 v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w;
                 v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
             }
-            store(row, c, v);
+            store(c, v, there);
         }
     }
 }
 template <typename Store, typename Pace>
 DEVICE void stage_any(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store,
                       Pace pace) {
-    __syncthreads();  // the product before has read its x
+    all_sync();  // the product before has read its x
     if (a.mode == PLAIN) stage<PLAIN>(a, cells, squares, group, tid, store, pace);
     else if (a.mode == RMS) stage<RMS>(a, cells, squares, group, tid, store, pace);
     else stage<GATED>(a, cells, squares, group, tid, store, pace);
-    __syncthreads();
+    all_sync();
 }
-// 1 / rms of a row, by one warp.
-DEVICE float row_scale(const Product& a, const float (*squares)[WARPS], int row) {
+// 1 / rms of x, by one warp.
+DEVICE float row_scale(const Product& a, const float (*squares)[WARPS]) {
     const int parts = (a.k / 8 + GROUP_THREADS - 1) / GROUP_THREADS;
     float s = 0;
-    for (int i = threadIdx.x & 31; i < parts * WARPS; i += 32) s += squares[row * parts + i / WARPS][i % WARPS];
+    for (int i = threadIdx.x & 31; i < parts * WARPS; i += 32) s += squares[i / WARPS][i % WARPS];
     return rsqrtf(warp_sum(s) / a.k + a.eps);
 }
-DEVICE float load_residual(const Product& p, const uint16_t* cells, int row, int n) {
-    if (p.residual_cells >= 0) return load_cell(cells + p.residual_cells + row * p.n + n);
-    uint16_t v;
-    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(p.residual + (size_t)row * p.residual_stride + n));
-    return to_f32(__ushort_as_bfloat16(v));
+DEVICE float load_residual(const Product& p, const uint16_t* cells, int n) {
+    if (p.residual_cells >= 0) return load_cell(cells + p.residual_cells + n);
+    return bf_lo(load_cg16(p.residual + n));
 }
-DEVICE void store_result(const Product& p, uint16_t* cells, int row, int n, float v) {
-    const size_t at = (size_t)row * p.out_stride + n;
+DEVICE void store_result(const Product& p, uint16_t* cells, int n, float v) {
     if (p.out_f32) {
-        ((float*)p.out)[at] = v;
+        ((float*)p.out)[n] = v;
         return;
     }
     const bf16 b = __float2bfloat16_rn(v);
-    if (p.out_cells >= 0) store_cell(cells + p.out_cells + row * p.n + n, b);
-    ((bf16*)p.out)[at] = b;
+    if (p.out_cells >= 0) store_cell(cells + p.out_cells + n, b);
+    if (p.out) ((bf16*)p.out)[n] = b;
 }
+
+// ---- states ----
+// The warps behind those of products; `wait` until the product in front begins, so that nobody looks for its results
+// all the while.
+template <typename S, typename Wait>
+DEVICE void update_state(const State& a, uint16_t* cells, SsmShared& shared, Wait wait) {
+    const SsmUpdateArgs& of = a.of;
+    auto meet = [] { named_sync(STATES_MEET, STATE_THREADS); };
+    auto load = [&](const auto& from, auto& now) {
+        constexpr int COUNT = sizeof(now) / sizeof(float);
+        // One lane looks until the last of them is there, so that memory is left to those who still work.
+        if (threadIdx.x == THREADS)
+            while (load_relaxed16(cells + a.dt_cells + (from[COUNT - 1] - of.dt)) == 0) __nanosleep(100);
+        meet();
+        uint16_t got[COUNT];
+        bool come;
+        do {
+            come = true;
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) {
+                const bf16* base = i == COUNT - 1 ? of.dt - a.dt_cells : of.x - a.x_cells;
+                got[i] = load_relaxed16(cells + (from[i] - base));
+            }
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) come = come && got[i] != 0;
+        } while (!come);
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) now[i] = bf_lo((uint16_t)~got[i]);
+        __syncwarp();
+    };
+    auto store = [&](int i, bf16 v) {
+        if (a.y_cells >= 0) store_cell(cells + a.y_cells + i, v);
+        if (of.y) of.y[i] = v;
+    };
+    for (int head = blockIdx.x; head < of.heads; head += gridDim.x) {
+        auto begin = [&] {
+            if (head == blockIdx.x) wait();
+        };
+        update_head<true, true, S, STATE_THREADS>(of, shared, head, 0, threadIdx.x - THREADS, begin, load, meet, store);
+        meet();  // x, B and C have been read
+    }
+    if (blockIdx.x >= of.heads) wait();
+}
+DEVICE void update_states(const ChainArgs& a, uint16_t* cells, SsmShared& shared) {
+    auto wait = [] { named_sync(STATES_BEGIN, GROUP_THREADS + STATE_THREADS); };
+    for (int of = 0; of < a.count; of++) {
+        if (a.of[of].state < 0) continue;
+        const State& s = a.states[a.of[of].state];
+        if (s.dtype == 0) update_state<float>(s, cells, shared, wait);
+        else if (s.dtype == 1) update_state<bf16>(s, cells, shared, wait);
+        else update_state<__half>(s, cells, shared, wait);
+    }
+}
+#endif  // HOPPER

@@ -50,6 +50,11 @@ pub const Load = struct {
     pub fn run(l: *Load, c: *job.Context, f: *Failure) Rejected!void {
         const pool = &c.device.pool;
         const turn: u64 = if (l.pinned != null) gpu_turn_parts else turn_parts;
+        // Not behind every turn: what is on its way keeps the link busy while the next one begins.
+        errdefer for (l.uploads) |*upload| {
+            var other: Failure = .{};
+            upload.finish(&other) catch {};
+        };
         var begin: u64 = 0;
         while (begin < l.n_parts) : (begin += turn) {
             if (!pool.turn.lock(&c.cancel)) break;
@@ -61,14 +66,13 @@ pub const Load = struct {
                 .end = @min(begin + turn, l.n_parts),
             };
             pool.together(&shared, Shared.thread);
-            for (l.uploads) |*upload| upload.finish(&shared.failure) catch
-                shared.failed.store(true, .release);
             if (shared.failed.load(.acquire)) {
                 f.* = shared.failure;
                 return error.Rejected;
             }
         }
         if (c.cancelled()) return f.set(.cancelled, "The loading was cancelled", .{});
+        for (l.uploads) |*upload| try upload.finish(f);
     }
 };
 

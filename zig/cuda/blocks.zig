@@ -170,7 +170,7 @@ fn integers(comptime d: DType, b: *const block.Of(d), out: []u8) void {
 const testing = std.testing;
 
 /// Value (n, k) of panels, read as `block_value` of kernels/blocks.cuh reads it.
-fn value(comptime d: DType, panels: []const u8, n: usize, k: usize, cols: usize) f32 {
+pub fn value(comptime d: DType, panels: []const u8, n: usize, k: usize, cols: usize) f32 {
     const step = comptime columns(d);
     const bytes = comptime width * block.rowBytes(d, step);
     const at = panels[(n / 16 * (cols / step) + k / step) * bytes ..][0..bytes];

@@ -13,8 +13,11 @@ const main = @import("main.zig");
 const ssm = @import("ssm.zig");
 const products = @import("chain_products.zig");
 const ops = @import("../validate/ops.zig");
+const readers = @import("readers.zig");
+const Bytes = readers.Bytes;
 const Stream = k.Stream;
 const Task = k.Task;
+const inArena = readers.inArena;
 
 /// Part `i` of a link as a product of few rows; null where its kernel is another in this run.
 pub const Product = fn (tasks: []const Task, s: *const Stream, i: usize) ?decode.Args;
@@ -29,6 +32,10 @@ pub const Link = struct {
     parts: u32 = 1,
     /// What `launch` starts behind the product.
     behind: ?*const fn (tasks: []const Task, s: *Stream) void = null,
+    /// The update of a state, which may go between products.
+    state: bool = false,
+    /// The last command that reads its result; none that is known where others may read it.
+    read_last: u32 = std.math.maxInt(u32),
 };
 
 const Pattern = struct {
@@ -103,6 +110,8 @@ pub fn cut(gpa: std.mem.Allocator, tasks: []const Task) error{OutOfMemory}![]Lin
             .product = if (found) |p| p.product else alone,
             .parts = if (joins(found)) attention.parts(tasks[at..]) else 1,
             .behind = if (found) |p| p.behind else null,
+            .state = if (found) |p| p.launch == ssm.chain else false,
+            .read_last = readers.readLast(tasks, at + count - 1),
         });
         at += count;
     }
@@ -120,7 +129,7 @@ fn match(tasks: []const Task, at: usize) ?*const Pattern {
         for (part, p.ops) |*t, op| if (t.op != op) continue :next;
         if (!p.fits(part)) continue;
         for (p.between) |value| {
-            if (!ends(&part[value[0]], value[1], tasks[at + p.ops.len ..])) continue :next;
+            if (!readers.ends(&part[value[0]], value[1], tasks[at + p.ops.len ..])) continue :next;
         }
         if (!apart(part)) continue;
         return p;
@@ -128,23 +137,6 @@ fn match(tasks: []const Task, at: usize) ?*const Pattern {
     return null;
 }
 
-/// Whether nobody reads operand i of `t` any more in the tasks that follow.
-fn ends(t: *const Task, i: usize, following: []const Task) bool {
-    if (t.operands[i].space != .arena) return false;
-    const value = Bytes.of(t, i);
-    for (following) |*later| {
-        const slots = ops.signatures.get(later.op);
-        for (slots, 0..) |slot, at| {
-            const reads = slot.role == .in or slot.role == .in_optional;
-            if (reads and inArena(later, at) and value.meets(.of(later, at))) return false;
-        }
-        for (slots, 0..) |slot, at| {
-            const writes = slot.role == .out and inArena(later, at);
-            if (writes and value.meets(.of(later, at))) return true;
-        }
-    }
-    return true;
-}
 /// Whether the chain's result lies beside what its first command reads: blocks of one kernel read
 /// and write at the same time, and the plan may have given the one's memory to the other.
 fn apart(part: []const Task) bool {
@@ -159,25 +151,6 @@ fn apart(part: []const Task) bool {
     }
     return true;
 }
-fn inArena(t: *const Task, i: usize) bool {
-    return k.at(t, i) != null and t.operands[i].space == .arena;
-}
-
-const Bytes = struct {
-    begin: usize,
-    end: usize,
-
-    fn of(t: *const Task, i: usize) Bytes {
-        const begin = @intFromPtr(t.data[i].?);
-        const o = t.operands[i];
-        const elements = @as(usize, o.shape[0] - 1) * o.row_stride + o.shape[1];
-        return .{ .begin = begin, .end = begin + elements * k.elementBytes(o.dtype) };
-    }
-    fn meets(a: Bytes, b: Bytes) bool {
-        return a.begin < b.end and b.begin < a.end;
-    }
-};
-
 /// Bytes that a link needs for a value between its kernels.
 pub fn spareBytes(tasks: []const Task, link: Link) usize {
     if (link.launch == attention.launch) return attention.spareBytes(tasks[link.first..]);

@@ -15,7 +15,7 @@ pub const kernels = .{
     .ssm_update = k.Kernel{ .launch = update },
 };
 
-const fast_head_dim = 64;
+pub const fast_head_dim = 64;
 const fast_state = 128;
 const scan_shared_bytes = 220416;
 
@@ -86,7 +86,7 @@ fn scanArguments(t: *const Task) ScanArgs {
     };
 }
 
-const UpdateArgs = extern struct {
+pub const UpdateArgs = extern struct {
     x: ?[*]u8,
     b: ?[*]u8,
     c: ?[*]u8,
@@ -183,6 +183,15 @@ pub fn chain(tasks: []const Task, s: *Stream) void {
         @import("conv1d.zig").kernels.causal_conv1d_update.launch(conv, s);
         return update(t, s);
     }
+    launchUpdate("conv_ssm_update_bf16", t, fused(tasks), s);
+}
+/// The same for one row as part of another launch; null where there are more.
+pub fn chainArguments(tasks: []const Task) ?UpdateArgs {
+    const t = &tasks[1];
+    return if (k.rows(t, 0) == 1 and t.step.n_seqs == 1) fused(tasks) else null;
+}
+fn fused(tasks: []const Task) UpdateArgs {
+    const conv, const t = .{ &tasks[0], &tasks[1] };
     var a = updateArguments(t);
     a.x = k.at(conv, 0);
     a.x_stride = k.stride(conv, 0);
@@ -192,7 +201,7 @@ pub fn chain(tasks: []const Task, s: *Stream) void {
     a.conv_slot_stride = k.slotStride(conv, 3);
     a.width = k.cols(conv, 1);
     a.conv_dim = k.cols(conv, 0);
-    launchUpdate("conv_ssm_update_bf16", t, a, s);
+    return a;
 }
 
 const RecurrenceArgs = extern struct {

@@ -18,6 +18,7 @@
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 #define __grid_constant__
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
@@ -43,7 +44,7 @@ template <typename T> DEVICE void __stcg(T* p, T v) { *p = v; }
 
 // ---- blocks and their threads ----
 struct Index { int x, y, z; };
-static constexpr int stack_bytes = 1 << 16, shared_bytes = 232448, most_warps = 16;
+static constexpr int stack_bytes = 1 << 16, shared_bytes = 232448, most_warps = 20;
 struct Meeting { int came, times; };
 struct Team {
     Index at;
@@ -208,6 +209,12 @@ template <typename T> static inline T from_f32(float v);
 template <> inline float from_f32<float>(float v) { return v; }
 template <> inline bf16 from_f32<bf16>(float v) { return {(uint16_t)to_bf16(v)}; }
 template <> inline __half from_f32<__half>(float v) { return {(_Float16)fminf(fmaxf(v, -65504.0f), 65504.0f)}; }
+DEVICE uint16_t __bfloat16_as_ushort(bf16 v) { return v.bits; }
+DEVICE bf16 __float2bfloat16_rn(float f) { return {(uint16_t)to_bf16(f)}; }
+template <typename S> DEVICE float4 load_state4(const S* p) { return {to_f32(p[0]), to_f32(p[1]), to_f32(p[2]), to_f32(p[3])}; }
+template <typename S> DEVICE void store_state4(S* p, float4 v) {
+    p[0] = from_f32<S>(v.x), p[1] = from_f32<S>(v.y), p[2] = from_f32<S>(v.z), p[3] = from_f32<S>(v.w);
+}
 template <typename S> DEVICE float2 load_state2(const S* p) { return {to_f32(p[0]), to_f32(p[1])}; }
 template <typename S> DEVICE void store_state2(S* p, float x, float y) { p[0] = from_f32<S>(x), p[1] = from_f32<S>(y); }
 #define __expf(v) expf(v)  // the C library has a function of that name
@@ -217,6 +224,25 @@ DEVICE float fast_exp2(float v) {
     return r < 1.17549435e-38f ? 0.0f : r;
 }
 DEVICE float silu(float v) { return v / (1.0f + expf(-v)); }
+
+DEVICE void gate8(float* v, uint4 gate) {
+    float g[8];
+    unpack8(gate, g);
+    for (int i = 0; i < 8; i++) v[i] *= silu(g[i]);
+}
+DEVICE float fast_rcp(float v) { return 1.0f / v; }
+#define rsqrtf(v) (1.0f / sqrtf(v))  // as above
+DEVICE uint32_t and_or(uint32_t a, uint32_t mask, uint32_t c) { return a & mask | c; }
+DEVICE uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t which) {
+    const uint64_t both = (uint64_t)b << 32 | a;
+    uint32_t r = 0;
+    for (int i = 0; i < 4; i++) r |= (uint32_t)(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return r;
+}
+DEVICE int __dp4a(int a, int b, int c) {
+    for (int i = 0; i < 4; i++) c += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
+    return c;
+}
 
 // ---- shared memory ----
 DEVICE uint32_t smem_addr(const void* p) {
@@ -238,9 +264,13 @@ DEVICE uint32_t lds32(uint32_t at) {
     memcpy(&v, shared_at(at), 4);
     return v;
 }
+DEVICE uint2 lds64(uint32_t at) {
+    uint2 v;
+    memcpy(&v, shared_at(at), 8);
+    return v;
+}
 DEVICE void sts128(uint32_t at, uint4 v) { memcpy(shared_at(at), &v, 16); }
 DEVICE void sts32(uint32_t at, uint32_t v) { memcpy(shared_at(at), &v, 4); }
-uint32_t __byte_perm(uint32_t, uint32_t, uint32_t);  // named by functions that no kernel here calls
 DEVICE void pdl_wait() {}
 DEVICE void pdl_launch() {}
 DEVICE void spoil(void* at, size_t bytes) { memset(at, 0xff, bytes); }
@@ -262,6 +292,26 @@ template <int N> DEVICE void cp_async_wait() {
     t.n_copies -= n, t.n_groups -= ended;
 }
 
+// ---- memory ----
+DEVICE uint16_t load_cg16(const void* p) { return *(const uint16_t*)p; }
+DEVICE void prefetch_l1(const void*) {}
+#define __nanosleep(ns) (void)0
+// Who looks again and again lets others go on.
+template <typename T> DEVICE T load_relaxed(const void* p) {
+    if (++idle > 100 * n_threads) fail("what is looked for does not come");
+    pass();
+    return *(const T*)p;
+}
+DEVICE uint4 load_relaxed128(const void* p) { return load_relaxed<uint4>(p); }
+DEVICE uint32_t load_relaxed32(const void* p) { return load_relaxed<uint32_t>(p); }
+DEVICE uint16_t load_relaxed16(const void* p) { return load_relaxed<uint16_t>(p); }
+DEVICE void store_relaxed16(void* p, uint16_t v) { *(uint16_t*)p = v, idle = 0; }
+DEVICE uint32_t atomicInc(uint32_t* p, uint32_t last) {
+    const uint32_t before = *p;
+    *p = before >= last ? 0 : before + 1, idle = 0;
+    return before;
+}
+
 // ---- counters in memory that blocks meet at ----
 DEVICE uint32_t count_up(uint32_t* counter, uint32_t by) {
     const uint32_t before = *counter;
@@ -275,71 +325,4 @@ DEVICE uint32_t count_now(const uint32_t* counter) {
     return *counter;
 }
 
-// ---- steps of a warp ----
-DEVICE Thread* warp() { return threads + now - thread().number % 32; }
-DEVICE int lane() { return thread().number % 32; }
-template <typename T> DEVICE T __shfl_sync(uint32_t, T v, int from) {
-    memcpy(thread().words, &v, 4);
-    __syncwarp();
-    T other;
-    memcpy(&other, warp()[from & 31].words, 4);
-    __syncwarp();
-    return other;
-}
-template <typename T> DEVICE T __shfl_up_sync(uint32_t all, T v, int lanes) {
-    return __shfl_sync(all, v, lane() < lanes ? lane() : lane() - lanes);
-}
-template <typename T> DEVICE T __shfl_xor_sync(uint32_t all, T v, int lanes) { return __shfl_sync(all, v, lane() ^ lanes); }
-DEVICE float warp_max(float v) {
-    for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
-    return v;
-}
-DEVICE bool __any_sync(uint32_t, bool v) {
-    thread().words[0] = v;
-    __syncwarp();
-    bool any = false;
-    for (int i = 0; i < 32; i++) any |= warp()[i].words[0] != 0;
-    __syncwarp();
-    return any;
-}
-DEVICE uint32_t __ballot_sync(uint32_t, bool v) {
-    thread().words[0] = v;
-    __syncwarp();
-    uint32_t set = 0;
-    for (int i = 0; i < 32; i++) set |= warp()[i].words[0] << i;
-    __syncwarp();
-    return set;
-}
-// Row `row` of matrix m, as the lane that gave its address has it.
-DEVICE uint8_t* matrix_row(int m, int row) { return shared_at(warp()[8 * m + row].words[0]); }
-DEVICE void ldmatrix4(uint32_t* r, uint32_t address) {
-    thread().words[0] = address;
-    __syncwarp();
-    for (int m = 0; m < 4; m++) memcpy(r + m, matrix_row(m, lane() / 4) + lane() % 4 * 4, 4);
-    __syncwarp();
-}
-DEVICE void ldmatrix4_trans(uint32_t* r, uint32_t address) {
-    thread().words[0] = address;
-    __syncwarp();
-    for (int m = 0; m < 4; m++) {
-        uint16_t pair[2];
-        for (int i = 0; i < 2; i++) memcpy(pair + i, matrix_row(m, lane() % 4 * 2 + i) + lane() / 4 * 2, 2);
-        memcpy(r + m, pair, 4);
-    }
-    __syncwarp();
-}
-// D(16x8) += A(16x16, rows) * B(16x8, columns): lane 4g + t holds columns 2t, 2t + 1 and 8 + 2t, 9 + 2t of rows g and
-// g + 8 of A, and the same of column g of B.
-DEVICE void mma_bf16(float* d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    const uint32_t mine[6] = {a0, a1, a2, a3, b0, b1};
-    memcpy(thread().words, mine, sizeof(mine));
-    __syncwarp();
-    for (int e = 0; e < 4; e++)
-        for (int k = 0; k < 16; k++) {
-            const int row = lane() / 4 + 8 * (e >> 1), column = lane() % 4 * 2 + (e & 1), t = k % 8 / 2;
-            const uint32_t a = warp()[row % 8 * 4 + t].words[row / 8 + 2 * (k / 8)];
-            const uint32_t b = warp()[column * 4 + t].words[4 + k / 8];
-            d[e] += k & 1 ? bf_hi(a) * bf_hi(b) : bf_lo(a) * bf_lo(b);
-        }
-    __syncwarp();
-}
+#include "steps.cuh"

@@ -84,6 +84,7 @@ DEVICE void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t ba
     loads[n_loads++] = {thread().block, to, bar, {}, 0, 0, from, bytes};
     spoil(shared_at(to), bytes);
 }
+DEVICE void bulk_load_once(uint32_t to, const void* from, uint32_t bytes, uint32_t bar) { bulk_load(to, from, bytes, bar); }
 // All that are on their way to one barrier.
 DEVICE void land_loads(int of, uint32_t bar) {
     int kept = 0;

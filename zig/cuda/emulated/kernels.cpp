@@ -9,6 +9,9 @@ namespace combine_file {
 namespace decode_file {
 #include "attention_decode.cu"
 }
+namespace update_file {
+#include "ssm_update.cu"
+}
 #include "attention_mma.cu"
 #include "blocks_mma.cu"
 #include "linear_fp8_mma.cu"
@@ -32,6 +35,7 @@ extern "C" void bamba_emulate(const char* name, const void* args, int x, int y, 
     START_IN(decode_file, attention_decode_1_bf16, DecodeAttentionArgs);
     START_IN(decode_file, attention_decode_4_bf16, DecodeAttentionArgs);
     START_IN(decode_file, attention_decode_8_bf16, DecodeAttentionArgs);
+    START_IN(update_file, conv_ssm_update_bf16, SsmUpdateArgs);
     START(attention_mma_bf16, AttentionArgs);
     START_MMA(linear_mma);
     START_MMA(fp8_mma);

@@ -13,6 +13,9 @@ namespace gemm_file {
 namespace batch_file {
 #include "linear_batch_sm90.cu"
 }
+namespace chain_file {
+#include "blocks_chain_sm90.cu"
+}
 namespace scan_file {
 #include "ssm_scan_sm90.cu"
 }
@@ -77,5 +80,7 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     BATCH_CALL(linear_batch_128_bf16, 384);
     BATCH_CALL(linear_batch_128_f32, 384);
     BATCH_CALL(linear_batch_swiglu_16_bf16, 320);
+    if (!strcmp(name, "blocks_chain"))
+        return emulate([](const void* p) { chain_file::blocks_chain(*(const chain_file::ChainArgs*)p); }, call, {x, 1, 1}, 640, x, 1);
     abort();
 }

@@ -14,11 +14,11 @@
 // panel of SwiGLU's two matrices (55 -> 56 us); bf16 weights in a chain (140.1 us a layer for 140.3; on an H100 199.6
 // for 195.6): there the launches' overlap is as good. On an H100 blocks gain nothing either: see gpu.zig.
 //
-// A state takes in_proj's x, B, C and dt, and out_proj waits for its y. in_proj does the rows that the state waits for
-// first (`first`), and four warps more than the products' update it while the gate's rows, half of in_proj, still come.
-// One lane a multiprocessor looks for the last of those rows: all heads need the same B, C and dt, and where every
-// thread looked, or four times at once, L2 gave nothing else (a layer of q4_k_m 60.0 and 65.8 us for 58.9).
-// Left there: from dt's last row to y's 7 us, of which in_proj hides three: each load waits behind the rings' copies.
+// A state takes in_proj's x, B, C and dt, and out_proj waits for its y. Four warps more than the products' update it;
+// in_proj does the rows that the state waits for first (`first`), so that the gate's rows come meanwhile. One lane a
+// multiprocessor looks for the last of those rows: all heads need the same B, C and dt, and where every thread looked,
+// or four times at once, L2 gave nothing else (a layer of q4_k_m 60.0 and 65.8 us for 58.9).
+// Left there: from in_proj's end to out_proj's x 8 us, since each load waits some 3 us behind the rings' copies.
 //
 // There are two sets of cells; a launch uses one and empties the other, which the launch before has used. All blocks
 // must run at once: one a multiprocessor, and whoever starts early (griddepcontrol) behind a chain starts when all

@@ -1,5 +1,6 @@
 //! Who reads a value of the arena: the commands behind it, until something else lies there.
 
+const std = @import("std");
 const ops = @import("../validate/ops.zig");
 const k = @import("kernel.zig");
 const Task = k.Task;

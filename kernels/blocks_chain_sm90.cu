@@ -86,12 +86,14 @@ struct Walk {
 
 // A warp's ring: what it copies next, and what it reads next. Copies of the next product's weights are asked for at
 // once only for some slots: x comes to a multiprocessor behind all that it has asked for before. The others it owes,
-// and asks for one by one while it waits for x. ONCE: L2 hears that weights are read once.
+// and asks for one by one while it waits for x. In front of a state it owes one slot more, where weights are not told to
+// be read once: what the state waits for comes sooner then. ONCE: L2 hears that weights are read once.
 template <bool ONCE> struct Ring {
     Walk walk;
     uint32_t base, bars, end, slot;  // in shared memory; bytes of a slot
     uint32_t to, to_bar, from, from_bar, parity;
     int lane, at, ahead, owed;  // `at`: the product that is read; `ahead`: slots for the next that may still be filled
+    int held;                   // slots that stay empty while it is read
 
     DEVICE_MEMBER void copy() {
         if (lane == 0) {
@@ -110,7 +112,8 @@ template <bool ONCE> struct Ring {
         from += slot, from_bar += 8;
         if (from == end) from = base, from_bar = bars, parity ^= 1;
         if (!more()) return;
-        if (walk.of == at || ahead-- > 0) copy();
+        if (held > 0) held--, owed++;
+        else if (walk.of == at || ahead-- > 0) copy();
         else owed++;
     }
     DEVICE_MEMBER void pay() {
@@ -207,7 +210,7 @@ template <bool ONCE> DEVICE void chain(const ChainArgs& a) {
     uint16_t* cells = nullptr;
     for (int of = 0; of < a.count; of++) {
         const Product& p = a.of[of];
-        ring.at = of, ring.ahead = AHEAD;
+        ring.at = of, ring.ahead = AHEAD, ring.held = !ONCE && p.state >= 0;
         const bool idle = blockIdx.x >= (p.n + 15) / 16;  // nothing to do, so nothing to wait for
         if (of > 0 && !idle) prefetch_norm(p);
         if (p.state >= 0 && group == 0) named_arrive(STATES_BEGIN, GROUP_THREADS + STATE_THREADS);

@@ -80,9 +80,11 @@ pub const Finer = struct {
     pub inline fn factor(f: *const Finer, j: usize, v: usize) int8.Sums {
         return int8.factors(simd.ld(Bytes1, @as([*]const u8, &f.scale[j]) + v * L));
     }
-    /// The minimum of run j, without dmin.
-    pub inline fn minimum(f: *const Finer, j: usize, v: usize) F {
-        return @floatFromInt(simd.ld(Bytes1, @as([*]const u8, &f.min[j]) + v * L));
+    /// The minima of runs 2 j and 2 j + 1, side by side in each lane, without dmin.
+    pub inline fn minima(f: *const Finer, j: usize, v: usize) int8.Shorts {
+        const first: simd.U = simd.ld(Bytes1, @as([*]const u8, &f.min[2 * j]) + v * L);
+        const second: simd.U = simd.ld(Bytes1, @as([*]const u8, &f.min[2 * j + 1]) + v * L);
+        return @bitCast(first | second << @splat(16));
     }
 };
 

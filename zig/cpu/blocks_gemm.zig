@@ -44,8 +44,10 @@ const width = command.panel;
 pub const MR = gemm.MR;
 pub const NP = gemm.NP;
 /// Rows that pass over a slice together: with AVX512 both their exact sums and those in f32 stay in
-/// registers, 12 of each.
-const together = @min(6, MR);
+/// registers, 12 of each, or of the K types, which sum a block's runs apart, 8 of three kinds.
+fn together(comptime dtype: DType) usize {
+    return if (simd.has_avx512 and block.columns(dtype) == block.long) 4 else @min(6, MR);
+}
 
 /// n blocks of some rows of a tile of h: c[rows][across][16] (+)= x * w.
 const PartFn = *const fn (
@@ -75,6 +77,7 @@ fn Part(comptime dtype: DType, comptime rows: usize, comptime across: usize) typ
         const Exact = [rows][vectors]Sums;
         const words = if (kindOf(dtype) == .bytes) 8 else 16;
         const is_long = block.columns(dtype) == block.long;
+        const order = lanes.order(dtype);
         /// Words of 4 columns whose products are summed before they are scaled.
         const cut = if (dtype == .q6_k or (dtype == .q5_k and !simd.has_vnni)) 4 else 8;
 
@@ -176,7 +179,7 @@ fn Part(comptime dtype: DType, comptime rows: usize, comptime across: usize) typ
             const run0 = b * 8;
             if (dtype != .q6_k) minima(x, h, w, b, c);
             var t: Floats = @splat(@splat(simd.zero));
-            for (lanes.order(dtype)) |which| {
+            for (order) |which| {
                 const r = run0 + which;
                 var all = factored(x, h, w, r, 0);
                 if (cut == 4) {
@@ -193,15 +196,19 @@ fn Part(comptime dtype: DType, comptime rows: usize, comptime across: usize) typ
             }
         }
         inline fn minima(x: Rows, h: usize, w: [*]const Unpacked, b: usize, c: *Floats) void {
-            var u: Floats = @splat(@splat(simd.zero));
-            for (b * 8..b * 8 + 8) |r| inline for (0..rows) |i| {
-                const total = x.total(h, r, i);
+            var u: Integers = undefined;
+            inline for (0..rows) |i| u[i] = @splat(x.minima(h, b * 8, i));
+            for (b * 4..b * 4 + 4) |pair| inline for (0..rows) |i| {
+                const totals = x.pair(h, pair, i);
                 inline for (0..vectors) |j|
-                    u[i][j] = simd.mulAdd(floats(w, "min", r, j), total, u[i][j]);
+                    u[i][j] = int8.addPairs(u[i][j], w[j / V].min[pair][j % V], totals);
             };
             inline for (0..vectors) |j| {
                 const d = -floats(w, "dmin", b, j);
-                inline for (0..rows) |i| c[i][j] = simd.mulAdd(d, u[i][j], c[i][j]);
+                inline for (0..rows) |i| {
+                    const sum = int8.beyond(u[i][j], x.minima(h, b * 8, i));
+                    c[i][j] = simd.mulAdd(d, sum, c[i][j]);
+                }
             }
         }
         fn run(n: usize, x: Rows, h: usize, w: [*]const Unpacked, c: [*]f32, first: bool) void {
@@ -219,8 +226,8 @@ fn Part(comptime dtype: DType, comptime rows: usize, comptime across: usize) typ
 
 fn partOf(comptime dtype: DType, rows: usize, across: usize) PartFn {
     const table = comptime blk: {
-        var t: [together][NP]PartFn = undefined;
-        for (0..together) |r| for (0..NP) |p| {
+        var t: [together(dtype)][NP]PartFn = undefined;
+        for (0..together(dtype)) |r| for (0..NP) |p| {
             t[r][p] = Part(dtype, r + 1, p + 1).run;
         };
         break :blk t;
@@ -239,7 +246,7 @@ fn tile(
     c: [*]f32,
     first: bool,
 ) void {
-    const parts = (h + together - 1) / together;
+    const parts = (h + comptime together(dtype) - 1) / comptime together(dtype);
     var from: usize = 0;
     for (1..parts + 1) |i| {
         const to = i * h / parts;

@@ -213,14 +213,18 @@ fn Panels(
             x: Rows,
             finer: *const [across]lanes.Finer,
         ) void {
-            var u: [rows][all]F = @splat(@splat(simd.zero));
-            inline for (0..8) |run| inline for (0..all) |j| {
-                const min = finer[j / n].minimum(run, vector(j));
-                inline for (0..rows) |i| u[i][j] = simd.mulAdd(min, x.total(rows, run, i), u[i][j]);
+            var u: Whole = undefined;
+            inline for (0..rows) |i| u[i] = @splat(x.minima(rows, 0, i));
+            inline for (0..4) |pair| inline for (0..all) |j| {
+                const min = finer[j / n].minima(pair, vector(j));
+                inline for (0..rows) |i| u[i][j] = int8.addPairs(u[i][j], min, x.pair(rows, pair, i));
             };
             inline for (0..all) |j| {
                 const d = -lanes.half(dtype, "dmin", of(w, apart, j), vector(j));
-                inline for (0..rows) |i| s.sums[i][j] = simd.mulAdd(d, u[i][j], s.sums[i][j]);
+                inline for (0..rows) |i| {
+                    const sum = int8.beyond(u[i][j], x.minima(rows, 0, i));
+                    s.sums[i][j] = simd.mulAdd(d, sum, s.sums[i][j]);
+                }
             }
         }
         /// The two runs of a part of q4_k or q5_k. In pairs, 8 * 2 * 15 * 127 = 30480 and

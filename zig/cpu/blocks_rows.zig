@@ -1,7 +1,7 @@
 //! Activations as int8 for the products with weights in blocks: every 32 columns of a row are
 //! rounded to int8 with a scale of their own. Rows lie in tiles whose rows are side by side, as the
 //! register tiles read them: numbers as [K/4][height] words of 4 bytes, or, for products of shorts,
-//! as [K/32][16][height] pairs of i16; scales and totals as [K/32][height], starts as
+//! as [K/32][16][height] pairs of i16; scales as [K/32][height], totals as [K/64][height], starts as
 //! [K/32][2][height].
 
 const std = @import("std");
@@ -27,10 +27,11 @@ pub fn excess(dtype: DType) i32 {
 pub const Rows = struct {
     q: [*]u32,
     scales: [*]f32,
-    /// scale * (sum of the 32 numbers)
-    totals: [*]f32,
+    /// scale * (sum of the 32 numbers) for weights with minima: pairs of `int8.Totals.q`
+    totals: [*]u32,
     /// What sums begin with so that an excess does not count: `int8.Block.start` of the first and
-    /// of the last 16 columns of q6_k; the first of two is of all 32 columns of q8_0 and q4_0.
+    /// of the last 16 columns of q6_k; the first of two is of all 32 columns of q8_0 and q4_0. For
+    /// weights with minima the first of 16 is `int8.Totals.start` of 256 columns.
     starts: [*]u32,
 
     /// Bytes that `rows` rows of K columns need.
@@ -45,7 +46,7 @@ pub const Rows = struct {
         return .{
             .q = numbers + first * K / 2,
             .scales = @ptrCast(scales + first * runs),
-            .totals = @ptrCast(scales + (M + first) * runs),
+            .totals = scales + (M + first) * runs,
             .starts = scales + (2 * M + 2 * first) * runs,
         };
     }
@@ -55,7 +56,7 @@ pub const Rows = struct {
         return .{
             .q = r.q + n * words * h,
             .scales = r.scales + n * h,
-            .totals = r.totals + n * h,
+            .totals = r.totals + n / 2 * h,
             .starts = r.starts + 2 * n * h,
         };
     }
@@ -77,14 +78,24 @@ pub const Rows = struct {
     pub inline fn scale(r: Rows, h: usize, n: usize, i: usize) simd.F {
         return simd.splat(r.scales[n * h + i]);
     }
-    pub inline fn total(r: Rows, h: usize, n: usize, i: usize) simd.F {
-        return simd.splat(r.totals[n * h + i]);
+    /// The totals of runs 2 n and 2 n + 1.
+    pub inline fn pair(r: Rows, h: usize, n: usize, i: usize) int8.Shorts {
+        return int8.splatShorts(r.totals[n * h + i]);
+    }
+    /// What sums of minima times totals begin with in the 256 columns from run n on.
+    pub inline fn minima(r: Rows, h: usize, n: usize, i: usize) simd.I {
+        return @bitCast(@as(simd.U, @splat(r.starts[2 * n * h + i])));
     }
     pub inline fn start(r: Rows, h: usize, n: usize, half: usize, i: usize) int8.Sums {
         return int8.started(r.starts[(2 * n + half) * h + i]);
     }
 
-    /// Fills runs [n0, n1) of row i of a tile of h rows, for weights of a type.
+    fn setTotals(r: Rows, h: usize, i: usize, n: usize, totals: int8.Totals) void {
+        r.starts[2 * n * h + i] = totals.start;
+        const pairs: [4]u32 = @bitCast(totals.q);
+        for (pairs, n / 2..) |two, run| r.totals[run * h + i] = two;
+    }
+    /// Fills runs [n0, n1) of row i of a tile of h rows, for weights of a type: whole blocks.
     pub fn fill(
         r: Rows,
         dtype: DType,
@@ -96,12 +107,16 @@ pub const Rows = struct {
         x: [*]const f32,
     ) void {
         const by = excess(dtype);
+        const has_minima = dtype == .q4_k or dtype == .q5_k;
+        var totals: [8]f32 = undefined;
         for (n0..n1) |n| {
             const b = int8.quantize(x + n * int8.columns);
             r.scales[n * h + i] = b.scale;
-            r.totals[n * h + i] = b.total;
             const starts = r.starts + 2 * n * h + i;
-            if (dtype == .q6_k) {
+            if (has_minima) {
+                totals[n % 8] = b.total;
+                if (n % 8 == 7) r.setTotals(h, i, n - 7, .of(&totals));
+            } else if (dtype == .q6_k) {
                 for (0..2) |half| starts[half * h] = b.start(half, by);
             } else starts[0] = b.startOfAll(by);
             const words: [8]u32 = @bitCast(b.q);

@@ -26,14 +26,14 @@ pub fn kindOf(dtype: DType) Kind {
 }
 
 /// A slice of one panel, unpacked: numbers in the order of `Rows`, 64 bytes for each word of 4 or 2
-/// columns; d of each block, and for each run of the K types the rows' factors (of 16 columns
-/// each in q6_k) and minima.
+/// columns; d of each block, and in the K types each run's factors (of 16 columns each in q6_k) and
+/// the minima of two runs at a time.
 pub const Unpacked = struct {
     q: [slice * width * if (simd.has_vnni) 1 else 2]u8 align(64),
     d: [runs][width]f32,
     dmin: [slice / block.long][width]f32,
     factor: [runs][2][V]Sums,
-    min: [runs][width]f32,
+    min: [runs / 2][V]Shorts,
 };
 
 inline fn setBytes(u: *Unpacked, run: usize, g: usize, v: usize, q: Bytes) void {
@@ -86,7 +86,7 @@ fn unpackFiner(comptime dtype: DType, w: [*]const u8, u: *Unpacked, b: usize, ru
         setFloats(&u.dmin[b], v, lanes.half(dtype, "dmin", w, v));
         for (0..8) |run| {
             u.factor[run0 + run][0][v] = finer.factor(run, v);
-            setFloats(&u.min[run0 + run], v, finer.minimum(run, v));
         }
+        for (0..4) |pair| u.min[run0 / 2 + pair][v] = finer.minima(pair, v);
     }
 }

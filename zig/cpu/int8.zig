@@ -128,6 +128,10 @@ pub inline fn started(x: u32) Sums {
     return @bitCast(@as(U, @splat(x)));
 }
 pub const no_sums: Sums = @splat(0);
+/// What sums that began with the bits of an f32, as `Totals.start` has them, have gained, as f32.
+pub inline fn beyond(sums: I, start: I) simd.F {
+    return @as(simd.F, @bitCast(sums)) - @as(simd.F, @bitCast(start));
+}
 
 /// The sign of each byte of `by` on x: x, 0 or -x; where `by` is 0, x and 0 are both allowed.
 pub inline fn withSign(x: Signed, by: Signed) Signed {
@@ -180,6 +184,30 @@ pub const Block = struct {
     inline fn startOf(low: i32, high: i32, by: i32) u32 {
         if (simd.has_vnni) return @bitCast(-by * (low + high));
         return @bitCast([2]i16{ @truncate(-by * low), @truncate(-by * high) });
+    }
+};
+
+/// Totals of 8 blocks for weights with minima of 6 bits: whole multiples of one power of two.
+pub const Totals = struct {
+    q: [8]i16,
+    /// 1.5 * 2^23 of that power, as the bits of an f32: integers added to these bits, up to 2^22,
+    /// add as many multiples of it. NaN where a total is 2^113 or more or NaN.
+    start: u32,
+
+    /// Each within 2^-13 of the largest, or 2^-108, of what it was.
+    pub fn of(totals: *const [8]f32) Totals {
+        var top: u32 = 0;
+        for (totals) |t| top = @max(top, @as(u32, @bitCast(t)) & 0x7fffffff);
+        // All are below 2^(exponent - 126), and at most 2^13 once rounded: 8 * 63 * 2^13 < 2^22.
+        const exponent = @max(top >> 23, 32);
+        if (exponent > 240) return .{ .q = @splat(0), .start = 0x7fc00000 };
+        const by: f32 = @bitCast(266 - exponent << 23);
+        var t: Totals = .{ .q = undefined, .start = exponent + 11 << 23 | 0x400000 };
+        for (totals, &t.q) |total, *q| {
+            const rounded: u32 = @bitCast(total * by + 0x1.8p23);
+            q.* = @bitCast(@as(u16, @truncate(rounded)));
+        }
+        return t;
     }
 };
 

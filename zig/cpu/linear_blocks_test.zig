@@ -31,6 +31,28 @@ fn dot(q: []const i32, x: []const i8) f32 {
     return @floatFromInt(sum);
 }
 
+/// Minima times totals, these rounded to multiples of a step: 13 bits for the largest.
+fn minimaOf(comptime dtype: DType, b: *const block.Of(dtype), x: []const int8.Block) f32 {
+    const largest = largestTotal(x);
+    if (!(largest < 0x1p114)) return std.math.nan(f32);
+    const exponent = @max(std.math.frexp(largest).exponent, -94) - 13;
+    const step = std.math.ldexp(@as(f32, 1), exponent);
+    var sum: i32 = 0;
+    for (x, 0..) |a, j| {
+        const nearest = a.total / step + 0x1.8p23 - 0x1.8p23;
+        sum += block.scaleMin(&b.scales, j)[1] * @as(i32, @intFromFloat(nearest));
+    }
+    return step * @as(f32, @floatFromInt(sum));
+}
+fn largestTotal(x: []const int8.Block) f32 {
+    var largest: f32 = 0;
+    for (x) |a| {
+        if (std.math.isNan(a.total)) return a.total;
+        largest = @max(largest, @abs(a.total));
+    }
+    return largest;
+}
+
 /// What a block adds to an output's sum.
 fn addBlock(
     comptime dtype: DType,
@@ -43,14 +65,8 @@ fn addBlock(
     if (dtype == .q8_0 or dtype == .q4_0)
         return simd.mulAdd1(dot(&q, &x[0].q), d * x[0].scale, sum0);
     var sum = sum0;
-    if (dtype != .q6_k) {
-        var u: f32 = 0;
-        for (x, 0..) |a, j| {
-            const min: f32 = @floatFromInt(block.scaleMin(&b.scales, j)[1]);
-            u = simd.mulAdd1(min, a.total, u);
-        }
-        sum = simd.mulAdd1(-block.half(b.dmin), u, sum);
-    }
+    if (dtype != .q6_k)
+        sum = simd.mulAdd1(-block.half(b.dmin), minimaOf(dtype, b, x), sum);
     var t: f32 = 0;
     for (0..8) |i| {
         // Of q6_k, runs 64 columns apart follow each other.
@@ -58,6 +74,19 @@ fn addBlock(
         t = simd.mulAdd1(dot(q[j * int8.columns ..][0..int8.columns], &x[j].q), x[j].scale, t);
     }
     return simd.mulAdd1(d, t, sum);
+}
+
+/// The activations of block i.
+fn runsOf(
+    comptime dtype: DType,
+    x: [*]const f32,
+    i: usize,
+) [block.columns(dtype) / int8.columns]int8.Block {
+    const columns = comptime block.columns(dtype);
+    var a: [columns / int8.columns]int8.Block = undefined;
+    for (&a, 0..) |*run, j|
+        run.* = int8.quantizeRef(x[i * columns + j * int8.columns ..][0..int8.columns]);
+    return a;
 }
 
 /// One output as `linear_blocks` defines it: `weight` is a row of blocks.
@@ -73,9 +102,7 @@ pub fn linearBlocksRef(
     const blocks: [*]align(1) const block.Of(dtype) = @ptrCast(weight);
     var sum: f32 = 0;
     for (blocks[0 .. K / columns], 0..) |*b, i| {
-        var a: [columns / int8.columns]int8.Block = undefined;
-        for (&a, 0..) |*run, j|
-            run.* = int8.quantizeRef(x[i * columns + j * int8.columns ..][0..int8.columns]);
+        const a = runsOf(dtype, x, i);
         // A copy, because blocks lie at any address.
         const copy = b.*;
         sum = addBlock(dtype, &copy, &a, sum);
@@ -150,15 +177,29 @@ fn check(comptime dtype: DType, c: Case) !void {
         try testing.expectEqual(linearBlocksRef(dtype, K, a, w, b, r), got);
         if (n > 2) continue;
         block.dequantizeRow(dtype, w, K, values.ptr);
-        try within(values, a, (b orelse 0) + @as(f64, r orelse 0), got);
+        const added = (b orelse 0) + @as(f64, r orelse 0);
+        try within(values, a, added, roundedTotals(dtype, K, a, w), got);
     };
 }
 
-/// The error bound that the header of `linear_blocks` states.
-fn within(w: []const f32, x: [*]const f32, added: f64, got: f32) !void {
+/// How far rounding the totals that minima meet may move a result.
+fn roundedTotals(comptime dtype: DType, K: usize, x: [*]const f32, weight: [*]const u8) f64 {
+    if (dtype != .q4_k and dtype != .q5_k) return 0;
+    const blocks: [*]align(1) const block.Of(dtype) = @ptrCast(weight);
+    var sum: f64 = 0;
+    for (blocks[0 .. K / block.long], 0..) |b, i| {
+        var minima: f64 = 0;
+        for (0..8) |j| minima += @floatFromInt(block.scaleMin(&b.scales, j)[1]);
+        sum += @abs(block.half(b.dmin)) * minima * largestTotal(&runsOf(dtype, x, i)) * 0x1p-13;
+    }
+    return sum;
+}
+
+/// The error bound that the header of `linear_blocks` states; `totals` is its part of the minima.
+fn within(w: []const f32, x: [*]const f32, added: f64, totals: f64, got: f32) !void {
     var exact: f64 = added;
     var size: f64 = @abs(exact);
-    var rounding: f64 = 0;
+    var rounding: f64 = totals;
     for (w, 0..) |v, i| {
         const run = i / int8.columns * int8.columns;
         const scale = int8.quantizeRef(x[run..][0..int8.columns]).scale;

@@ -5,16 +5,18 @@
 //!   there is no instruction for four, 8 of 2 columns that add up in i16, and one of shorts.
 //! - q8_0 there: shorts meet shorts, in 16 multiply-adds of 2 columns.
 //!
-//! Six rows and two panels pass over a slice at a time, so that exact sums and f32 sums share the
-//! 32 registers of AVX512 and no sum goes through memory between runs; with twice as many rows they
-//! did, and a slice took a quarter longer (q8_0; q4_k 11 %, q6_k 29 %). The loop over a run's words
-//! stays a loop: unrolled, its loads were moved to the front and half the registers spilled.
+//! Six rows and two panels pass over a slice at a time, or four in the K types, so that exact sums
+//! and f32 sums share the 32 registers of AVX512 and no sum goes through memory between runs; with
+//! twice as many rows they did, and a slice took a quarter longer (q8_0; q4_k 11 %, q6_k 29 %). The
+//! loop over a run's words stays a loop: unrolled, its loads were moved to the front and half the
+//! registers spilled (q4_k 10 %).
 //!
 //! For each run and output 8 multiply-adds by vpdpbusd are joined by a product of scales (of the
-//! integers in the K types) and one or two f32 multiply-adds on the same two pipes. With one core
-//! of an AMD EPYC (Zen 4, 3.67 GHz, one vpdpbusd a cycle) to itself, over K 2048: 0.78 of these
-//! instructions' rate for q8_0 and q4_0, of 0.80 possible, and 0.66 for q4_k, q5_k and q6_k, of
-//! 0.71.
+//! integers in the K types, two in q6_k) and an f32 multiply-add on the same two pipes, and in q4_k
+//! and q5_k half a multiply-add of minima; conversions and additions have pipes of their own. That
+//! is 80 for 64 in q8_0 and q4_0, 86 in q4_k and q5_k, 89 in q6_k. With one core of an AMD EPYC
+//! (Zen 4, 3.67 GHz, one vpdpbusd a cycle) to itself, over K 2048: 0.78 of vpdpbusd's rate for q8_0
+//! and q4_0, of 0.80 possible, 0.71 for q4_k and q5_k, of 0.74, and 0.69 for q6_k, of 0.72.
 //!
 //! The integers of a run are exact, and what they are scaled by is rounded as in `blocks_gemv`:
 //! both give the same bits.

@@ -217,7 +217,8 @@ fn Panels(
             inline for (0..rows) |i| u[i] = @splat(x.minima(rows, 0, i));
             inline for (0..4) |pair| inline for (0..all) |j| {
                 const min = finer[j / n].minima(pair, vector(j));
-                inline for (0..rows) |i| u[i][j] = int8.addPairs(u[i][j], min, x.pair(rows, pair, i));
+                inline for (0..rows) |i|
+                    u[i][j] = int8.addPairs(u[i][j], min, x.pair(rows, pair, i));
             };
             inline for (0..all) |j| {
                 const d = -lanes.half(dtype, "dmin", of(w, apart, j), vector(j));

@@ -1,8 +1,8 @@
 //! Activations as int8 for the products with weights in blocks: every 32 columns of a row are
 //! rounded to int8 with a scale of their own. Rows lie in tiles whose rows are side by side, as the
 //! register tiles read them: numbers as [K/4][height] words of 4 bytes, or, for products of shorts,
-//! as [K/32][16][height] pairs of i16; scales as [K/32][height], totals as [K/64][height], starts as
-//! [K/32][2][height].
+//! as [K/32][16][height] pairs of i16; scales as [K/32][height], totals as [K/64][height] pairs,
+//! starts as [K/32][2][height]. Each unit of rounding writes words of its own rows and runs only.
 
 const std = @import("std");
 const command = @import("command");

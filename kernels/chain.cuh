@@ -254,7 +254,7 @@ DEVICE void update_state(const State& a, uint16_t* cells, SsmShared& shared, Wai
         auto begin = [&] {
             if (head == blockIdx.x) wait();
         };
-        update_head<true, true, S, STATE_THREADS>(of, shared, head, 0, threadIdx.x - THREADS, begin, load, meet, store);
+        update_head<S, STATE_THREADS>(of, shared, head, 0, threadIdx.x - THREADS, begin, load, meet, store);
         meet();  // x, B and C have been read
     }
     if (blockIdx.x >= of.heads) wait();

@@ -20,29 +20,116 @@
 //          touches nothing but weights, and gets them under way while this one streams states.
 // States of bf16 halve the bytes: a step of Bamba-9B's 256 sequences on an H200 19.0 ms instead of 26. That is 1.5 x
 //   its floor (f32 1.26 x): a lane's loads are 8 bytes then, and half as many are in flight.
+// The chain of products has a head by fewer threads (ssm_update.cuh), of the same bits; as one function of both this
+//   kernel took a token of Bamba-9B in bf16 0.4 % longer.
 // Launch: 256 threads, grid (heads, batch).
 #include "ssm_update.cuh"
 
+constexpr int P = SSM_P, N = SSM_N, WARPS = 8, ROWS = P / WARPS;
+
 template <bool FUSED, typename S> DEVICE void ssm_update(const SsmUpdateArgs& a) {
-    __shared__ SsmShared shared;
-    auto begin = [] {
+    __shared__ float xs[P], bs[N], cs[N];
+    const int head = blockIdx.x, seq = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int group = head / (a.heads / a.groups);
+    const uint32_t past = a.past_len[seq], slot = a.slots[seq];
+    const bool held = a.sampling && a.sampling[seq * SAMPLING_WORDS + SAMPLING_WORDS - 1];
+    S* state = (S*)a.state + slot * a.slot_stride + ((size_t)head * P + warp * ROWS) * N + lane * 4;
+    const float slope = -__expf(a.a_log[head]), bias = a.dt_bias[head], skip = a.d[head];
+    float4 h[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        h[r] = make_float4(0, 0, 0, 0);
+        if (past) h[r] = load_state4(state + r * N);
+    }
+    if (FUSED) {
+        // Channels of this head: x, then its group's B and C; a thread has one or two of the 320.
+        const int first_b = a.heads * P + group * N, last = a.width - 1;
+        float* ring = a.conv_state + slot * a.conv_slot_stride;
+        int ch[2];
+        float sum[2], tap[2];
+#pragma unroll
+        for (int u = 0; u < 2; u++) {
+            const int i = threadIdx.x + u * 256;
+            ch[u] = i < P ? head * P + i : i < P + N ? first_b + i - P : first_b + a.groups * N + i - P - N;
+            if (i >= P + 2 * N) break;
+            float old[3], w[3];
+#pragma unroll
+            for (int j = 0; j < 3; j++) {  // oldest first: position past - last + j
+                const bool there = j < last && past + j >= (uint32_t)last;
+                old[j] = there ? ring[(size_t)((past + j - last) % a.width) * a.conv_dim + ch[u]] : 0.0f;
+                w[j] = j < last ? a.conv_w[ch[u] * a.width + j] : 0.0f;
+            }
+            tap[u] = a.conv_w[ch[u] * a.width + last];
+            sum[u] = a.conv_b ? a.conv_b[ch[u]] : 0.0f;
+#pragma unroll
+            for (int j = 0; j < 3; j++) sum[u] += w[j] * old[j];
+        }
         pdl_launch();  // early: see above
         pdl_wait();
-    };
-    auto load = [](const auto& from, auto& now) {
 #pragma unroll
-        for (int i = 0; i < (int)(sizeof(now) / sizeof(float)); i++) now[i] = to_f32(*from[i]);
-    };
-    auto store = [&](int i, bf16 v) { a.y[(size_t)blockIdx.y * a.y_stride + i] = v; };
-    update_head<FUSED, false, S, 256>(a, shared, blockIdx.x, blockIdx.y, threadIdx.x, begin, load, [] { __syncthreads(); }, store);
+        for (int u = 0; u < 2; u++) {
+            const int i = threadIdx.x + u * 256;
+            if (i >= P + 2 * N) break;
+            const float in = to_f32(a.x[(size_t)seq * a.x_stride + ch[u]]);
+            const float v = to_f32(__float2bfloat16_rn(silu(sum[u] + tap[u] * in)));
+            // One writer a channel. At a sequence's start the other entries are cleared.
+            if (!held && (i < P || head % (a.heads / a.groups) == 0)) {
+                ring[(size_t)(past % a.width) * a.conv_dim + ch[u]] = in;
+                if (past == 0)
+                    for (int j = 1; j < a.width; j++) ring[(size_t)j * a.conv_dim + ch[u]] = 0.0f;
+            }
+            if (i < P) xs[i] = v;
+            else if (i < P + N) bs[i - P] = v;
+            else cs[i - P - N] = v;
+        }
+    } else {
+        pdl_launch();  // early: see above
+        pdl_wait();
+        const int i = threadIdx.x;
+        if (i < P) xs[i] = to_f32(a.x[(size_t)seq * a.x_stride + head * P + i]);
+        if (i < N) bs[i] = to_f32(a.b[(size_t)seq * a.b_stride + group * N + i]);
+        else cs[i - N] = to_f32(a.c[(size_t)seq * a.c_stride + group * N + i - N]);
+    }
+    const float dt_raw = to_f32(a.dt[(size_t)seq * a.dt_stride + head]);
+    __syncthreads();
+    const float dt = fminf(fmaxf(softplus(dt_raw + bias), a.dt_min), a.dt_max);
+    const float decay = fast_exp2(fminf(dt * slope * LOG2E, 0.0f));
+    const float4 bv = *(const float4*)(bs + lane * 4), cv = *(const float4*)(cs + lane * 4);
+    float sum[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        const float u = dt * xs[warp * ROWS + r];
+        h[r].x = h[r].x * decay + u * bv.x, h[r].y = h[r].y * decay + u * bv.y;
+        h[r].z = h[r].z * decay + u * bv.z, h[r].w = h[r].w * decay + u * bv.w;
+        if (!held) store_state4(state + r * N, h[r]);
+        sum[r] = h[r].x * cv.x + h[r].y * cv.y + h[r].z * cv.z + h[r].w * cv.w;
+    }
+    // Halves exchange: after three rounds lane bits 4, 3, 2 name the row whose partial sum a lane holds.
+#pragma unroll
+    for (int o = 16, n = ROWS / 2; n; o >>= 1, n >>= 1) {
+        const bool high = lane & o;
+#pragma unroll
+        for (int r = 0; r < n; r++) {
+            float give = high ? sum[r] : sum[r + n], keep = high ? sum[r + n] : sum[r];
+            sum[r] = keep + __shfl_xor_sync(~0u, give, o);
+        }
+    }
+    float s = sum[0];
+    s += __shfl_xor_sync(~0u, s, 2);
+    s += __shfl_xor_sync(~0u, s, 1);
+    const int r = lane >> 2;
+    if ((lane & 3) == 0) {
+        const int p = warp * ROWS + r;
+        a.y[(size_t)seq * a.y_stride + head * P + p] = __float2bfloat16_rn(s + skip * xs[p]);
+    }
 }
 
 // The end of a name is the state's dtype, none f32.
 #define UPDATE(NAME, S)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256, 4) ssm_##NAME(const __grid_constant__ SsmUpdateArgs a) { \
+    extern "C" __global__ void __launch_bounds__(256) ssm_##NAME(const __grid_constant__ SsmUpdateArgs a) { \
         ssm_update<false, S>(a);                                                                            \
     }                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256, 4) conv_ssm_##NAME(const __grid_constant__ SsmUpdateArgs a) { \
+    extern "C" __global__ void __launch_bounds__(256) conv_ssm_##NAME(const __grid_constant__ SsmUpdateArgs a) { \
         ssm_update<true, S>(a);                                                                             \
     }
 UPDATE(update_bf16, float)

@@ -1,4 +1,5 @@
-// One token of one head through the SSM: what ssm_update.cu and the chain of products (chain.cuh) share.
+// One token of one head through the SSM in the chain of products (chain.cuh), to the bits of ssm_update.cu, and the
+// arguments of both.
 #pragma once
 #include "common.cuh"
 
@@ -29,9 +30,8 @@ struct alignas(16) SsmShared {
     float x[SSM_P], b[SSM_N], c[SSM_N];
 };
 
-// Eight rows of a state, from row p on: moves them on, says so of each, and gives lanes 4 i their row i of y in f32.
-template <typename Done>
-DEVICE float update_rows(const SsmShared& s, float4* h, int p, float dt, float decay, Done done) {
+// Eight rows of a state, from row p on: moves them on, and gives lanes 4 i their row i of y in f32.
+DEVICE float update_rows(const SsmShared& s, float4* h, int p, float dt, float decay) {
     const int lane = threadIdx.x & 31;
     const float4 bv = *(const float4*)(s.b + lane * 4), cv = *(const float4*)(s.c + lane * 4);
     float sum[8];
@@ -40,7 +40,6 @@ DEVICE float update_rows(const SsmShared& s, float4* h, int p, float dt, float d
         const float u = dt * s.x[p + r];
         h[r].x = h[r].x * decay + u * bv.x, h[r].y = h[r].y * decay + u * bv.y;
         h[r].z = h[r].z * decay + u * bv.z, h[r].w = h[r].w * decay + u * bv.w;
-        done(r);
         sum[r] = h[r].x * cv.x + h[r].y * cv.y + h[r].z * cv.z + h[r].w * cv.w;
     }
     // Halves exchange: after three rounds lane bits 4, 3, 2 name the row whose partial sum a lane holds.
@@ -58,10 +57,10 @@ DEVICE float update_rows(const SsmShared& s, float4* h, int p, float dt, float d
     return all + __shfl_xor_sync(~0u, all, 1);
 }
 
-// One head of one sequence by THREADS threads, of which this is `tid`; LATE leaves everything but y to the end. `begin`
-// comes before anything is read that the products in front write; `load` gets such numbers, `meet` has the threads
-// meet, `store` takes column i of y.
-template <bool FUSED, bool LATE, typename S, int THREADS, typename Begin, typename Load, typename Meet, typename Store>
+// One head of one sequence, with its convolution, by THREADS threads, of which this is `tid`; y comes before all else is
+// kept. `begin` comes before anything is read that the products in front write; `load` gets such numbers, `meet` has the
+// threads meet, `store` takes column i of y.
+template <typename S, int THREADS, typename Begin, typename Load, typename Meet, typename Store>
 DEVICE void update_head(const SsmUpdateArgs& a, SsmShared& s, int head, int seq, int tid, Begin begin, Load load,
                         Meet meet, Store store) {
     constexpr int P = SSM_P, N = SSM_N, ROWS = P * 32 / THREADS, CHANNELS = (P + 2 * N + THREADS - 1) / THREADS;
@@ -78,7 +77,7 @@ DEVICE void update_head(const SsmUpdateArgs& a, SsmShared& s, int head, int seq,
     }
     const bf16* from[CHANNELS + 1];  // what the products in front give; the last is dt
     float now[CHANNELS + 1];
-    float* const ring = FUSED ? a.conv_state + slot * a.conv_slot_stride : nullptr;
+    float* const ring = a.conv_state + slot * a.conv_slot_stride;
     // What came is kept: one writer a channel. At a sequence's start the other entries are cleared.
     auto keep_inputs = [&] {
 #pragma unroll
@@ -92,67 +91,48 @@ DEVICE void update_head(const SsmUpdateArgs& a, SsmShared& s, int head, int seq,
         }
     };
     from[CHANNELS] = a.dt + (size_t)seq * a.dt_stride + head;
-    if (FUSED) {
-        // Channels of this head: x, then its group's B and C; a thread has some of the 320.
-        const int first_b = a.heads * P + group * N, last = a.width - 1;
-        float sum[CHANNELS], tap[CHANNELS];
+    // Channels of this head: x, then its group's B and C; a thread has some of the 320.
+    const int first_b = a.heads * P + group * N, last = a.width - 1;
+    float sum[CHANNELS], tap[CHANNELS];
 #pragma unroll
-        for (int u = 0; u < CHANNELS; u++) {
-            const int mine = tid + u * THREADS, i = mine < P + 2 * N ? mine : tid;
-            const int ch = i < P ? head * P + i : i < P + N ? first_b + i - P : first_b + a.groups * N + i - P - N;
-            from[u] = a.x + (size_t)seq * a.x_stride + ch;
-            float old[3], w[3];
+    for (int u = 0; u < CHANNELS; u++) {
+        const int mine = tid + u * THREADS, i = mine < P + 2 * N ? mine : tid;
+        const int ch = i < P ? head * P + i : i < P + N ? first_b + i - P : first_b + a.groups * N + i - P - N;
+        from[u] = a.x + (size_t)seq * a.x_stride + ch;
+        float old[3], w[3];
 #pragma unroll
-            for (int j = 0; j < 3; j++) {  // oldest first: position past - last + j
-                const bool there = j < last && past + j >= (uint32_t)last;
-                old[j] = there ? ring[(size_t)((past + j - last) % a.width) * a.conv_dim + ch] : 0.0f;
-                w[j] = j < last ? a.conv_w[ch * a.width + j] : 0.0f;
-            }
-            tap[u] = a.conv_w[ch * a.width + last];
-            sum[u] = a.conv_b ? a.conv_b[ch] : 0.0f;
-#pragma unroll
-            for (int j = 0; j < 3; j++) sum[u] += w[j] * old[j];
+        for (int j = 0; j < 3; j++) {  // oldest first: position past - last + j
+            const bool there = j < last && past + j >= (uint32_t)last;
+            old[j] = there ? ring[(size_t)((past + j - last) % a.width) * a.conv_dim + ch] : 0.0f;
+            w[j] = j < last ? a.conv_w[ch * a.width + j] : 0.0f;
         }
-        begin();
-        load(from, now);
+        tap[u] = a.conv_w[ch * a.width + last];
+        sum[u] = a.conv_b ? a.conv_b[ch] : 0.0f;
 #pragma unroll
-        for (int u = 0; u < CHANNELS; u++) {
-            const int i = tid + u * THREADS;
-            if (i >= P + 2 * N) break;
-            const float v = to_f32(__float2bfloat16_rn(silu(sum[u] + tap[u] * now[u])));
-            if (i < P) s.x[i] = v;
-            else if (i < P + N) s.b[i - P] = v;
-            else s.c[i - P - N] = v;
-        }
-        if (!LATE) keep_inputs();
-    } else {
-        static_assert(FUSED || THREADS == 2 * N, "one of B or C a thread");
-        const int i = tid;
-        const bf16 *b = a.b + (size_t)seq * a.b_stride + group * N, *c = a.c + (size_t)seq * a.c_stride + group * N;
-        from[0] = a.x + (size_t)seq * a.x_stride + head * P + (i < P ? i : 0);
-        from[1] = i < N ? b + i : c + i - N;
-        begin();
-        load(from, now);
-        if (i < P) s.x[i] = now[0];
-        (i < N ? s.b[i] : s.c[i - N]) = now[1];
+        for (int j = 0; j < 3; j++) sum[u] += w[j] * old[j];
+    }
+    begin();
+    load(from, now);
+#pragma unroll
+    for (int u = 0; u < CHANNELS; u++) {
+        const int i = tid + u * THREADS;
+        if (i >= P + 2 * N) break;
+        const float v = to_f32(__float2bfloat16_rn(silu(sum[u] + tap[u] * now[u])));
+        if (i < P) s.x[i] = v;
+        else if (i < P + N) s.b[i - P] = v;
+        else s.c[i - P - N] = v;
     }
     meet();
     const float dt = fminf(fmaxf(softplus(now[CHANNELS] + bias), a.dt_min), a.dt_max);
     const float decay = fast_exp2(fminf(dt * slope * LOG2E, 0.0f));
-    auto keep = [&](int r) {
-        if (!held) store_state4(state + r * N, h[r]);
-    };
 #pragma unroll
     for (int r = 0; r < ROWS; r += 8) {
-        const float y = update_rows(s, h + r, warp * ROWS + r, dt, decay, [&](int i) {
-            if (!LATE) keep(r + i);
-        });
+        const float y = update_rows(s, h + r, warp * ROWS + r, dt, decay);
         const int p = warp * ROWS + r + (lane >> 2);
         if ((lane & 3) == 0) store(head * P + p, __float2bfloat16_rn(y + skip * s.x[p]));
     }
-    if constexpr (LATE) {
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) keep(r);
-        keep_inputs();
-    }
+    for (int r = 0; r < ROWS; r++)
+        if (!held) store_state4(state + r * N, h[r]);
+    keep_inputs();
 }

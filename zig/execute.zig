@@ -1,7 +1,5 @@
 //! Runs of a plan on the CPU: all threads walk through its commands together. `ranges.zig` deals
-//! out a phase's units, a barrier ends the phase, and there a cancelled run stops. A product of the
-//! x that the product before it had (a layer's gate and up) begins as soon as a thread finds no
-//! more to do of that one: no barrier, and x is rounded or packed once.
+//! out a phase's units, a barrier ends most phases (`phases.zig`), and there a cancelled run stops.
 
 const std = @import("std");
 const builtin = @import("builtin");
@@ -9,11 +7,11 @@ const command = @import("command");
 const kernel = @import("cpu/kernel.zig");
 const device_file = @import("device.zig");
 const memory = @import("memory.zig");
+const phases = @import("phases.zig");
 const plan_file = @import("plan.zig");
 const ranges = @import("ranges.zig");
 const status = @import("status.zig");
 const sync = @import("sync.zig");
-const overlap = @import("validate/overlap.zig");
 const Failure = status.Failure;
 const Kernel = kernel.Kernel;
 const Plan = plan_file.Plan;
@@ -27,74 +25,94 @@ const cache_line = std.atomic.cache_line;
 pub var op_ns: [n_ops]std.atomic.Value(u64) = @splat(.init(0));
 const n_ops = @typeInfo(command.Op).@"enum".fields.len;
 
-/// One phase of one command, as threads walk through them.
-const Phase = struct {
-    task: *const Task,
-    kernel: *const Kernel,
-    number: u32,
-    /// Whether threads meet behind it.
-    meets: bool = true,
-};
-
 /// What a plan has beside its tasks to run on the CPU.
 pub const Body = struct {
-    phases: std.ArrayList(Phase) = .empty,
-    /// The shared workspace, then each thread's scratch.
+    line: phases.Line = .{},
+    /// The tasks of which each thread has its own, one thread's beside another's.
+    own: []Task = &.{},
+    /// The shared workspace, then what each thread has.
     work: memory.Pages = memory.none,
-    scratch_offset: usize = 0,
-    scratch_bytes: usize = 0,
+    room: Room = .{},
     /// Of each thread.
     rings: []ranges.Ring = &.{},
 
     pub fn make(plan: *Plan, f: *Failure) Rejected!Body {
         var b: Body = .{};
         errdefer b.free();
-        const device = plan.device;
-        var workspace: usize = 0;
-        for (plan.tasks) |*task| {
-            const k = kernelOf(device, task);
-            if (k.workspace) |of| workspace = @max(workspace, of(task));
-            if (k.scratch) |of| b.scratch_bytes = @max(b.scratch_bytes, of(task));
-        }
-        try b.lineUp(plan, f);
-        // Whole cache lines, and one between threads, so that they share none.
-        b.scratch_offset = std.mem.alignForward(usize, workspace, cache_line);
-        b.scratch_bytes = std.mem.alignForward(usize, b.scratch_bytes, cache_line) + cache_line;
-        const work = b.scratch_offset + b.scratch_bytes * device.n_threads;
-        b.work = try memory.map(work, true, "a plan's workspace", f);
-        b.rings = allocator.alloc(ranges.Ring, device.n_threads) catch
-            return f.memory(device.n_threads * @sizeOf(ranges.Ring));
+        const n_threads = plan.device.n_threads;
+        b.line = phases.Line.make(allocator, plan.tasks, &plan.device.kernels.kernels) catch
+            return f.memory(plan.tasks.len * @sizeOf(phases.Phase));
+        b.room = .of(plan, b.line.own.items);
+        const bytes = b.room.shared + b.room.all() * n_threads;
+        b.work = try memory.map(bytes, true, "a plan's workspace", f);
+        b.rings = allocator.alloc(ranges.Ring, n_threads) catch
+            return f.memory(n_threads * @sizeOf(ranges.Ring));
         for (plan.tasks) |*task| task.workspace = b.work.ptr;
+        const n = b.line.own.items.len * n_threads;
+        b.own = allocator.alloc(Task, n) catch return f.memory(n * @sizeOf(Task));
+        for (b.own, 0..) |*task, i|
+            task.* = b.owned(plan.tasks, b.line.own.items[i / n_threads], i % n_threads);
         return b;
     }
 
-    fn lineUp(b: *Body, plan: *const Plan, f: *Failure) Rejected!void {
-        var joined = false;
-        for (plan.tasks, 0..) |*task, i| {
-            const k = kernelOf(plan.device, task);
-            // Two at most: a third one is not compared with the first.
-            joined = i > 0 and !joined and mayJoin(k, &plan.tasks[i - 1], task);
-            if (joined) b.phases.items[b.phases.items.len - 1].meets = false;
-            for (if (joined) k.n_phases - 1 else 0..k.n_phases) |number| {
-                b.phases.append(allocator, .{
-                    .task = task,
-                    .kernel = k,
-                    .number = @intCast(number),
-                }) catch return f.memory(@sizeOf(Phase));
-            }
+    fn owned(b: *const Body, tasks: []const Task, own: phases.Own, thread: usize) Task {
+        var task = tasks[own.task];
+        const x = b.work.ptr + b.room.start(thread) + b.room.scratch;
+        task.workspace = x + b.room.x;
+        switch (own.part) {
+            .leads => task.data[task.n_operands - 1] = x,
+            .follows => task.data[0] = x,
+            .rounds => {},
         }
+        return task;
     }
 
     pub fn free(b: *Body) void {
         memory.unmap(b.work);
         allocator.free(b.rings);
-        b.phases.deinit(allocator);
+        allocator.free(b.own);
+        b.line.free(allocator);
     }
 
-    fn do(b: *const Body, n: usize, range: ranges.Range, thread: u32) void {
-        const p = &b.phases.items[n];
-        const scratch = b.work.ptr + b.scratch_offset + thread * b.scratch_bytes;
-        p.kernel.run(p.task, p.number, range.next, range.end, scratch);
+    fn do(b: *const Body, p: *const phases.Phase, range: ranges.Range, thread: u32) void {
+        const task = if (p.own) |n| &b.own[n * b.rings.len + thread] else p.task;
+        const scratch = b.work.ptr + b.room.start(thread);
+        p.kernel.run(task, p.number, range.next, range.end, scratch);
+    }
+};
+
+/// Bytes of the shared workspace, and of each thread's: scratch, a row of its own, and a workspace
+/// for that. All are whole cache lines.
+const Room = struct {
+    shared: usize = 0,
+    scratch: usize = 0,
+    x: usize = 0,
+    workspace: usize = 0,
+
+    fn of(plan: *const Plan, own: []const phases.Own) Room {
+        var r: Room = .{};
+        for (plan.tasks) |*task| {
+            const k = kernelOf(plan.device, task);
+            if (k.workspace) |bytes| r.shared = @max(r.shared, lines(bytes(task)));
+            if (k.scratch) |bytes| r.scratch = @max(r.scratch, lines(bytes(task)));
+        }
+        for (own) |o| {
+            const task = &plan.tasks[o.task];
+            const k = kernelOf(plan.device, task);
+            if (o.part == .leads) r.x = @max(r.x, lines(task.cols(task.n_operands - 1) * 4));
+            if (k.workspace) |bytes| r.workspace = @max(r.workspace, lines(bytes(task)));
+        }
+        return r;
+    }
+    fn lines(bytes: usize) usize {
+        return std.mem.alignForward(usize, bytes, cache_line);
+    }
+    /// A thread's bytes, and one cache line between threads, so that they share none.
+    fn all(r: Room) usize {
+        return r.scratch + r.x + r.workspace + cache_line;
+    }
+    fn start(r: Room, thread: usize) usize {
+        return r.shared + thread * r.all();
     }
 };
 
@@ -116,21 +134,6 @@ fn kernelOf(device: *const device_file.Device, task: *const Task) *const Kernel 
     return &device.kernels.kernels[@intFromEnum(task.op)];
 }
 
-/// Whether a command may begin while the one before it still runs.
-fn mayJoin(k: *const Kernel, before: *const Task, task: *const Task) bool {
-    const alike = k.alike orelse return false;
-    if (before.op != task.op or !alike(before, task)) return false;
-    return leaves(before, task) and leaves(task, before);
-}
-
-/// Whether the result of a command, its last operand, lies beside all that another one has.
-fn leaves(task: *const Task, other: *const Task) bool {
-    const out = task.operands[task.n_operands - 1];
-    return for (0..other.n_operands) |i| {
-        if (other.has(i) and overlap.relation(out, other.operands[i]) != .apart) break false;
-    } else true;
-}
-
 const Run = struct {
     plan: *Plan,
     body: *Body,
@@ -140,8 +143,11 @@ const Run = struct {
     fn thread(r: *Run, index: u32) void {
         const barrier = &r.plan.device.pool.barrier;
         var since = if (index == 0) sync.nowNs() else 0;
-        for (r.body.phases.items, 0..) |*p, n| {
-            r.share(n, index);
+        for (r.body.line.phases.items, 0..) |*p, n| {
+            if (p.alone)
+                r.body.do(p, .{ .next = 0, .end = units(p) }, index)
+            else
+                r.share(p, index);
             if (p.meets) {
                 r.offer(n + 1, index);
                 barrier.meet(r, decide);
@@ -154,8 +160,7 @@ const Run = struct {
         }
     }
 
-    fn units(r: *const Run, n: usize) u32 {
-        const p = &r.body.phases.items[n];
+    fn units(p: *const phases.Phase) u32 {
         return p.kernel.units(p.task, p.number);
     }
 
@@ -163,22 +168,22 @@ const Run = struct {
     /// and of what follows it before the next barrier.
     fn offer(r: *const Run, n: usize, index: u32) void {
         const width = r.plan.device.pool.width();
-        for (r.body.phases.items[n..], n..) |*p, at| {
-            r.body.rings[index].offer(at, r.units(at), index, width);
+        for (r.body.line.phases.items[n..]) |*p| {
+            if (!p.alone) r.body.rings[index].offer(p.turn, units(p), index, width);
             if (p.meets) return;
         }
     }
 
-    /// Does units of phase number n until none are left.
-    fn share(r: *const Run, n: usize, index: u32) void {
+    /// Does units of a phase until none are left.
+    fn share(r: *const Run, p: *const phases.Phase, index: u32) void {
         const b = r.body;
         const width = r.plan.device.pool.width();
-        while (b.rings[index].take(n)) |range| b.do(n, range, index);
+        while (b.rings[index].take(p.turn)) |range| b.do(p, range, index);
         // With a unit for each at most, nobody has one to give away by the time he is asked.
-        if (width == 1 or r.units(n) <= width) return;
+        if (width == 1 or units(p) <= width) return;
         for (1..width) |i| {
             const other = &b.rings[(index + i) % width];
-            while (other.steal(n)) |range| b.do(n, range, index);
+            while (other.steal(p.turn)) |range| b.do(p, range, index);
         }
     }
 

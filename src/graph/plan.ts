@@ -51,7 +51,10 @@ const dtype_codes: Record<DTypeName, number> = {
   q6_k: DType.q6_k,
 };
 
-/** Commands between the first and the last of those that a GPU does at once: zig/cuda/chain.zig. */
+/**
+ * Commands between the first and the last of those that a GPU does at once (zig/cuda/chain.zig), or
+ * a CPU's threads without meeting while they decode (zig/phases.zig).
+ */
 const chain_margin = 2;
 
 /** A compiled graph on a device. Run it as often as needed; dispose of it when done. */
@@ -75,7 +78,8 @@ export class Plan {
    * @throws {RangeError | TypeError | NativeError} in the library's words when it refuses
    */
   static create(device: Device, graph: Graph, sizes: PlanSizes): Plan {
-    const placement = placeValues(graph.values, device.kind === "cuda" ? chain_margin : 0);
+    const apart = device.kind === "cuda" || graph.decode;
+    const placement = placeValues(graph.values, apart ? chain_margin : 0);
     const encoded = encodePlan(graph, placement, sizes);
     const { handle, bytes } = device.native.createPlan(device.handle, encoded);
     const places = (tensors: ReadonlyMap<string, Tensor>) =>

@@ -51,9 +51,7 @@ template <int TYPE> DEVICE void unpack(uint32_t step, int q, int lane, uint32_t 
                 for (int j = 0; j < 2; j++) {  // (128 + low 7 bits) - (128, or 256 where the sign is set)
                     const uint32_t u = j ? w[i] >> 8 : w[i];
                     const uint32_t less = and_or(u, 0x00800080, 0xc300c300);
-                    uint32_t& r = a[2 * p + (i >> 1)][2 * j + (i & 1)];
-                    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r)
-                        : "r"(and_or(u, 0x007f007f, BASE)), "r"(0x3f803f80), "r"(less));
+                    a[2 * p + (i >> 1)][2 * j + (i & 1)] = add_bf16(and_or(u, 0x007f007f, BASE), less);
                 }
         }
         return;

@@ -10,14 +10,18 @@
 //        - the next 64 columns are unpacked while the tensor cores work on the last: 30 instructions a warp for
 //          each of its steps of 128 cycles at T = 256, a quarter of what a scheduler can issue;
 //        - a panel's step is contiguous: one plain bulk copy each, no tensor map; x comes through one;
-//        - up to 128 rows a cluster of four blocks splits k, as in linear_batch_sm90.cu.
+//        - where tiles are few, k is split in 2, 4 or 8 parts that run at once and meet in L2, each finishing some of
+//          the tokens; else (SwiGLU, up to 128 rows) a cluster of four blocks splits it.
 // Reached on an H100, a layer's four products: q4_k 2048 rows 2.02 ms, 8192 rows 8.3 ms (bf16 by linear_gemm_sm90.cu in
-//   the same run 1.71 and 6.8 ms): 460 to 630 TFLOP/s. Up to 128 rows 3 x the floor of bytes at q4_k, 1.9 to 3.5 x at
-//   q8_0: unpacking takes 4.7 instructions a weight of the 5.4 there are, and only 30 clusters of four fit the chip
-//   with one block a multiprocessor, so that 32 tiles (N = 4096) take two turns.
-// Launch: T = 16, 64: 288 threads, dynamic smem 114688; 128, 256: 384 threads, 231424. Cluster 4 (T = 256: 1), grid
-//   (cluster * tiles, ceil(M / T)), tiles = ceil(N / 128), swiglu ceil(N / 64). x map bf16, 128-byte swizzle, box
-//   64 x T rows.
+//   the same run 1.71 and 6.8 ms): 460 to 630 TFLOP/s. On an H200,
+//   16 / 64 / 128 / 256 rows: q4_k 113 / 137 / 240 / 266 us (clusters of four everywhere 140 / 163 / 279 / 326), q8_0
+//   129 / 154 / 257 / 274 (161 / 190 / 308 / 355); their bytes 34 and 65. Unpacking takes 4.7 instructions a weight,
+//   where memory leaves time for 3.7 at q4_k; only 30 clusters of four fit the chip with a block a multiprocessor.
+// Tried: blocks that go on from tile to tile, weights copied as far ahead as rings allow: gate and up 1.1 to 1.7 x the
+//   time of clusters (registers are what 64 rows lack then), the others as now or slower.
+// Launch: T = 16, 64: 288 threads, dynamic smem 114688; 128, 256: 384 threads, 231424. Cluster 4
+//   (T = 256, or split: 1), grid ((split or cluster) * tiles, ceil(M / T)), tiles = ceil(N / 128), swiglu ceil(N / 64).
+//   x map bf16, 128-byte swizzle, box 64 x T rows.
 #include "blocks.cuh"
 #include "wgmma.cuh"
 
@@ -28,10 +32,14 @@ struct BlocksGemmArgs {
     const bf16* residual;      // (M,N) or null; may be `out`
     void* out;                 // (M,N)
     int m, n, k, residual_stride, out_stride, swiglu, out_f32;
+    int split;                 // no SwiGLU: parts of k, 2, 4 or 8, of a block each, which all run at once; or 0
+    float* sums;               // split: (tiles, split, 128, T), where they meet
 };
 
 #if HOPPER
 constexpr int PITCH = 132;
+// Parts of a tile's half that have come: by 8 each time, for ever.
+__device__ uint32_t blocks_met[512];
 
 template <int T> DEVICE void step(float* acc, const uint32_t* a, uint64_t b) {
     if (T == 16) wgmma_n16_rs<0>(acc, a, b, 1);
@@ -88,6 +96,76 @@ template <int TYPE> DEVICE void scale(uint32_t (*a)[4], const Affine& f, int q, 
     }
 }
 
+// Brings a tile's parts together: each of its blocks gets the sums of tokens 8 `from` to 8 `to`, added in order.
+template <int T> DEVICE void meet(const BlocksGemmArgs& a, int tile, int part, int& from, int& to, float* acc) {
+    constexpr int FOURS = T / 8;
+    const int split = a.split, group = threadIdx.x >> 7, tid = threadIdx.x & 127;
+    const int own = max(1, FOURS / split), place = tile * 2 + group;
+    from = min(FOURS, part * own), to = min(FOURS, from + own);
+    float4* const sums = (float4*)a.sums + (size_t)place * split * FOURS * 128 + tid;
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        const float4 sum = make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+        if (i < from || i >= to) store_kept(sums + (part * FOURS + i) * 128, sum);
+    }
+    group == 0 ? named_sync(1, 128) : named_sync(2, 128);
+    if (tid == 0) {
+        const uint32_t all = count_up(blocks_met + place, 8 / split) / 8 * 8 + 8;
+        while (from < to && (int)(count_now(blocks_met + place) - all) < 0) {}
+    }
+    group == 0 ? named_sync(1, 128) : named_sync(2, 128);
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        if (i < from || i >= to) continue;
+        float* const mine = acc + 4 * i;
+        float4 s = make_float4(0, 0, 0, 0);
+        for (int p0 = 0; p0 < split; p0 += 4) {
+            float4 v[4];  // all asked for before the first is added
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (p0 + j < split && p0 + j != part) v[j] = __ldcg(sums + ((p0 + j) * FOURS + i) * 128);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const float4 u = p0 + j == part ? make_float4(mine[0], mine[1], mine[2], mine[3]) : v[j];
+                if (p0 + j == 0) s = u;
+                else if (p0 + j < split) s.x += u.x, s.y += u.y, s.z += u.z, s.w += u.w;
+            }
+        }
+        mine[0] = s.x, mine[1] = s.y, mine[2] = s.z, mine[3] = s.w;
+    }
+}
+// Thread g * 4 + t of warp w has the sums of rows 16 w + g and 8 behind it, tokens 8 i + 2 t and the next.
+template <int T> DEVICE void finish(const BlocksGemmArgs& a, int token0, int row0, int from, int to, const float* acc) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int i = 0; i < T / 8; i++) {
+        if (i < from || i >= to) continue;
+        const int token = token0 + 8 * i + g, to_token = token0 + 8 * i + 2 * t;
+        uint32_t onto[2] = {0, 0};
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int row = row0 + 8 * h + 2 * t;
+            if (a.residual && token < a.m && row < a.n)
+                onto[h] = *(const uint32_t*)(a.residual + (size_t)token * a.residual_stride + row);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int row = row0 + 8 * h + 2 * t, own_row = row0 + 8 * h + g;
+            const float bias = a.bias && own_row < a.n ? a.bias[own_row] : 0;
+            const uint32_t o = transpose8(onto[h]);
+            const float x = acc[4 * i + 2 * h] + bias + bf_lo(o), y = acc[4 * i + 2 * h + 1] + bias + bf_hi(o);
+            if (a.out_f32) {
+                float* const out = (float*)a.out + (size_t)to_token * a.out_stride + own_row;
+                if (to_token < a.m && own_row < a.n) out[0] = x;
+                if (to_token + 1 < a.m && own_row < a.n) out[a.out_stride] = y;
+                continue;
+            }
+            const uint32_t two = transpose8(pack_bf16(x, y));
+            if (token < a.m && row < a.n) *(uint32_t*)((bf16*)a.out + (size_t)token * a.out_stride + row) = two;
+        }
+    }
+}
+
 template <int TYPE, int T> DEVICE void blocks_gemm(const CUtensorMap* mx, const BlocksGemmArgs& a) {
     typedef Block<TYPE> F;
     constexpr bool BIG = T >= 128;  // one block a multiprocessor, its registers with the computing groups
@@ -100,10 +178,9 @@ template <int TYPE, int T> DEVICE void blocks_gemm(const CUtensorMap* mx, const 
     const uint32_t bars = weights + WS * W_BYTES;
     const uint32_t x_full = bars, x_empty = x_full + 8 * XS, w_full = x_empty + 8 * XS, w_empty = w_full + 8 * WS;
     float* sums = (float*)(raw + (smem - smem_addr(raw)));
-    const uint32_t rank = RANKS > 1 ? cluster_rank() : 0;
-    const int tile = blockIdx.x / RANKS, token0 = blockIdx.y * T, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const int steps = a.k / F::STEP, per = (steps + RANKS - 1) / RANKS;
-    const int first = min(steps, (int)rank * per), count = min(steps, first + per) - first;
+    const int ranks = a.split ? a.split : RANKS, rank = blockIdx.x % ranks;
+    const int tile = blockIdx.x / ranks, token0 = blockIdx.y * T, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int steps = a.k / F::STEP, first = steps * rank / ranks, count = steps * (rank + 1) / ranks - first;
     if (threadIdx.x == 0) {
         for (int i = 0; i < XS; i++) mbar_init(x_full + 8 * i, 1), mbar_init(x_empty + 8 * i, 2);
         for (int i = 0; i < WS; i++) mbar_init(w_full + 8 * i, 1), mbar_init(w_empty + 8 * i, 256);
@@ -181,12 +258,19 @@ template <int TYPE, int T> DEVICE void blocks_gemm(const CUtensorMap* mx, const 
         }
         wgmma_wait<0>();
         wgmma_touch<T / 2>(acc);
-        named_sync(1, 256);  // both groups are done with the rings: they become the table of sums
+        if (a.split) {
+            int from, to;
+            meet<T>(a, blockIdx.y * (gridDim.x / ranks) + tile, rank, from, to, acc);
+            finish<T>(a, token0, tile * 128 + 16 * warp, from, to, acc);
+            return;
+        }
+        named_sync(3, 256);  // both groups are done with the rings: they become the table of sums
         const int row = group * 64 + 16 * (warp & 3) + (lane >> 2), t = lane & 3;
 #pragma unroll
         for (int i = 0; i < T / 2; i++)
             sums[(8 * (i >> 2) + 2 * t + (i & 1)) * PITCH + row + 8 * ((i >> 1) & 1)] = acc[i];
     }
+    if (a.split) return;
     if (RANKS > 1) cluster_sync();
     else __syncthreads();
     const int m = a.m, rows = a.swiglu ? 64 : 128, fours = rows / 4;

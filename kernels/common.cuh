@@ -50,6 +50,12 @@ DEVICE uint32_t pack_bf16(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
     return r;
 }
+// Two bf16 a word.
+DEVICE uint32_t add_bf16(uint32_t a, uint32_t b) {
+    uint32_t r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(0x3f803f80), "r"(b));
+    return r;
+}
 DEVICE float to_f32(float v) { return v; }
 DEVICE float to_f32(bf16 v) { return __bfloat162float(v); }
 DEVICE float to_f32(__half v) { return __half2float(v); }

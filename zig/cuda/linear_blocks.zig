@@ -100,13 +100,46 @@ const GemmArgs = extern struct {
     out_stride: i32,
     swiglu: i32,
     out_f32: i32,
+    /// Parts of k, each of a block of its own, and where those meet; or 0.
+    split: i32,
+    sums: ?[*]u8,
 };
+
+/// Above so many rows a tile takes 256.
+const few_rows_max = 128;
+/// Blocks that run at once on the largest card: with few rows two a multiprocessor, as which they
+/// are counted for 128 as well, so that bits do not depend on the number of rows.
+const places = 132;
+fn placesFor(rows: usize) u32 {
+    return if (rows > few_rows_max) places else 2 * places;
+}
+/// Parts of k that run at once; 0 where tiles alone are enough, and with SwiGLU.
+fn splitOf(p: sm90.Product) u32 {
+    if (p.up != null) return 0;
+    const rows = k.rows(p.of, 0);
+    const turns = if (rows > few_rows_max) k.blocks(rows, 256) else 1;
+    const tiles = turns * k.blocks(p.of.cols(4), 128);
+    const steps = p.of.cols(0) / order.columns(k.dtype(p.of, 1));
+    var split: u32 = 8;
+    while (split * tiles > placesFor(rows) or split > steps) split /= 2;
+    return if (split > 1) split else 0;
+}
+/// Memory for the sums of a product whose k several blocks have parts of.
+pub fn workspace(t: *const Task) usize {
+    const rows: usize = @min(t.operands[0].shape[0], few_rows_max);
+    return 2 * places * 128 * @sizeOf(f32) * tileOf(rows);
+}
+/// Rows of a tile for up to 128 rows.
+fn tileOf(rows: usize) usize {
+    return if (rows <= 16) 16 else if (rows <= 64) 64 else 128;
+}
 
 /// On Hopper: rows in tiles of 16, 64, 128 or 256.
 pub fn gemm(p: sm90.Product, s: *Stream) void {
     const t = p.of;
     const rows = k.rows(t, 0);
     const two = p.up != null;
+    const split = splitOf(p);
     const a: GemmArgs = .{
         .w = k.at(t, 1),
         .w2 = if (p.up) |up| k.at(up, 1) else null,
@@ -120,22 +153,26 @@ pub fn gemm(p: sm90.Product, s: *Stream) void {
         .out_stride = p.out_stride,
         .swiglu = @intFromBool(two),
         .out_f32 = @intFromBool(p.f32_out),
+        .split = @intCast(split),
+        .sums = t.workspace,
     };
     const tiles = k.blocks(t.cols(4), if (two) 64 else 128);
-    // The widest where it leaves few multiprocessors without work: it does not split k.
-    const wide = rows > 128 and tiles * k.blocks(rows, 256) >= s.gpu.multiprocessors * 3 / 4;
+    // The widest where it leaves few multiprocessors without work.
+    const enough = tiles * k.blocks(rows, 256) >= s.gpu.multiprocessors * 3 / 4;
+    const wide = rows > few_rows_max and (enough or split > 0);
     inline for (.{ 16, 64, 128, 256 }) |tokens| {
         const chosen = if (tokens >= 128) wide == (tokens == 256) else rows <= tokens;
         if (chosen) return switch (k.dtype(t, 1)) {
             inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |d| {
                 const name = comptime k.name("blocks_gemm_{d}_{t}", .{ tokens, d });
                 const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
-                const ranks: u32 = if (tokens == 256) 1 else 4;
+                const cluster: u32 = if (tokens == 256 or split > 0) 0 else 4;
+                const ranks = @max(cluster, split, 1);
                 const grid = [3]u32{ ranks * tiles, k.blocks(rows, tokens), 1 };
                 const threads = if (tokens >= 128) 384 else 288;
                 s.launch("blocks_gemm_sm90", name, grid, threads, .{ x, a }, .{
                     .shared_bytes = if (tokens >= 128) 231424 else 114688,
-                    .cluster = if (ranks == 4) 4 else 0,
+                    .cluster = cluster,
                 });
             },
             else => unreachable,

@@ -182,6 +182,7 @@ DEVICE uint32_t pack_bf16(float lo, float hi) { return to_bf16(lo) | to_bf16(hi)
 DEVICE uint4 pack8(const float* v) {
     return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
+DEVICE uint32_t add_bf16(uint32_t a, uint32_t b) { return pack_bf16(bf_lo(a) + bf_lo(b), bf_hi(a) + bf_hi(b)); }
 DEVICE int __ffs(uint32_t v) { return __builtin_ffs((int)v); }
 DEVICE void unpack8(uint4 w, float* v) {
     const uint32_t words[4] = {w.x, w.y, w.z, w.w};

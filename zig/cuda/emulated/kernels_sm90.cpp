@@ -16,6 +16,9 @@ namespace batch_file {
 namespace chain_file {
 #include "blocks_chain_sm90.cu"
 }
+namespace blocks_file {
+#include "blocks_gemm_sm90.cu"
+}
 namespace scan_file {
 #include "ssm_scan_sm90.cu"
 }
@@ -25,6 +28,7 @@ struct AttentionCall { CUtensorMap q, k, v; attention_file::AttentionArgs args; 
 struct DecodeCall { CUtensorMap k, v; decode_file::DecodeAttentionArgs args; };
 struct GemmCall { CUtensorMap x, w, w2, out; gemm_file::GemmArgs args; };
 struct ScanCall { CUtensorMap x, b, c; scan_file::SsdArgs args; };
+struct BlocksCall { CUtensorMap x; blocks_file::BlocksGemmArgs args; };
 struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
 #define ATTENTION(NAME) \
     if (!strcmp(name, #NAME)) \
@@ -56,6 +60,12 @@ struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
         const BatchCall& c = *(const BatchCall*)p; \
         batch_file::NAME(c.x, c.w, c.args); \
     }, call, {x, 1, 1}, THREADS, x, 1)
+#define BLOCKS_CALL(NAME) \
+    if (!strcmp(name, #NAME)) \
+    return emulate([](const void* p) { \
+        const BlocksCall& c = *(const BlocksCall*)p; \
+        blocks_file::NAME(c.x, c.args); \
+    }, call, {x, 1, 1}, strstr(name, "_128_") || strstr(name, "_256_") ? 384 : 288, x, y)
 
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, int y) {
@@ -65,6 +75,12 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     DECODE_CALL(attention_decode_sm90_8_bf16);
     SCAN(ssd_sm90_bf16);
     SCAN(ssd_sm90_bf16_bf16);
+    BLOCKS_CALL(blocks_gemm_16_q8_0);
+    BLOCKS_CALL(blocks_gemm_16_q4_k);
+    BLOCKS_CALL(blocks_gemm_16_q6_k);
+    BLOCKS_CALL(blocks_gemm_64_q4_k);
+    BLOCKS_CALL(blocks_gemm_128_q8_0);
+    BLOCKS_CALL(blocks_gemm_256_q6_k);
     GEMM_CALL(gemm_256_sm90_bf16);
     GEMM_CALL(gemm_256_sm90_f32);
     GEMM_CALL(gemm_128_sm90_bf16);

@@ -3,7 +3,6 @@
 
 const std = @import("std");
 const block = @import("../../cpu/block.zig");
-const panels = @import("../blocks.zig");
 const testing = std.testing;
 const support = @import("support.zig");
 const Error = support.Error;
@@ -189,37 +188,13 @@ test "blocks_mma: every type's values, rounded to bf16 once" {
         try blocks(d, .{ .m = 5, .n = 72, .k = 256, .two = true }, 128);
     }
 }
-/// A matrix in blocks, any bytes whose scales are small numbers: values, and panels of a GPU.
-fn inBlocks(comptime d: block.DType, c: Case) !struct { []f32, []u8 } {
-    const row_bytes = block.rowBytes(d, c.k);
-    const file = try allocator.alloc(u8, c.n * row_bytes);
-    defer allocator.free(file);
-    random.random().bytes(file);
-    const size = block.bytes(d);
-    for (0..file.len / size) |i| {
-        const at = file[i * size ..][0..size];
-        at[if (d == .q6_k) size - 1 else 1] = 0x2c; // f16 of 1/16
-        if (d == .q4_k or d == .q5_k) at[3] = 0x2c;
-    }
-    const values = try allocator.alloc(f32, c.n * c.k);
-    const packed_rows = std.mem.alignForward(usize, c.n, 16);
-    const panel_bytes = try allocator.alloc(u8, packed_rows * row_bytes);
-    for (0..c.n) |r|
-        block.dequantizeRow(d, file[r * row_bytes ..].ptr, c.k, values[r * c.k ..].ptr);
-    var r: usize = 0;
-    while (r < c.n) : (r += 16) {
-        const to = panel_bytes[r * row_bytes ..].ptr;
-        panels.pack(d, to, file[r * row_bytes ..].ptr, @min(16, c.n - r), c.k);
-    }
-    return .{ values, panel_bytes };
-}
 fn blocks(comptime d: block.DType, c: Case, size: usize) !void {
     const x = try matrix(c.m * c.k);
     defer allocator.free(x);
-    const w, const w_panels = try inBlocks(d, c);
+    const w, const w_panels = try support.inBlocks(d, c.n, c.k);
     defer allocator.free(w);
     defer allocator.free(w_panels);
-    const w2, const w2_panels = try inBlocks(d, c);
+    const w2, const w2_panels = try support.inBlocks(d, c.n, c.k);
     defer allocator.free(w2);
     defer allocator.free(w2_panels);
     const out = try allocator.alloc(f32, c.m * c.n);

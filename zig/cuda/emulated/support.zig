@@ -1,6 +1,8 @@
 //! What the tests of kernels on a CPU share: numbers, errors, and a sequence's keys and values.
 
 const std = @import("std");
+const block = @import("../../cpu/block.zig");
+const panels = @import("../blocks.zig");
 const allocator = std.testing.allocator;
 
 pub var random = std.Random.DefaultPrng.init(7);
@@ -19,6 +21,31 @@ pub fn matrix(n: usize) ![]u16 {
     const m = try allocator.alloc(u16, n);
     for (m) |*v| v.* = bf16(number());
     return m;
+}
+
+/// A matrix (n, k) in blocks, any bytes whose scales are small numbers: values, and panels of a GPU.
+pub fn inBlocks(comptime d: block.DType, n: usize, k: usize) !struct { []f32, []align(16) u8 } {
+    const row_bytes = block.rowBytes(d, k);
+    const file = try allocator.alloc(u8, n * row_bytes);
+    defer allocator.free(file);
+    random.random().bytes(file);
+    const size = block.bytes(d);
+    for (0..file.len / size) |i| {
+        const at = file[i * size ..][0..size];
+        at[if (d == .q6_k) size - 1 else 1] = 0x2c; // f16 of 1/16
+        if (d == .q4_k or d == .q5_k) at[3] = 0x2c;
+    }
+    const values = try allocator.alloc(f32, n * k);
+    const packed_rows = std.mem.alignForward(usize, n, 16);
+    const panel_bytes = try allocator.alignedAlloc(u8, .@"16", packed_rows * row_bytes);
+    for (0..n) |r|
+        block.dequantizeRow(d, file[r * row_bytes ..].ptr, k, values[r * k ..].ptr);
+    var r: usize = 0;
+    while (r < n) : (r += 16) {
+        const to = panel_bytes[r * row_bytes ..].ptr;
+        panels.pack(d, to, file[r * row_bytes ..].ptr, @min(16, n - r), k);
+    }
+    return .{ values, panel_bytes };
 }
 
 /// ||got - want|| / ||want|| of all numbers given.

@@ -1,5 +1,6 @@
 // Kernels of Hopper, which the tests beside it start on the CPU, as kernels.cpp.
 #define HOPPER 1
+#include "blocks.cuh"
 #include "wgmma.cuh"
 namespace attention_file {
 #include "attention_sm90.cu"

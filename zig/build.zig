@@ -237,13 +237,13 @@ fn addEmulated(c: Context) *Build.Step {
     const b = c.b;
     const sources = b.addWriteFiles();
     const kernels = [_][]const u8{
-        "attention_combine.cu",     "attention_decode.cu",  "attention_decode.cuh",
-        "attention_decode_sm90.cu", "attention_mma.cu",     "attention_sm90.cu",
-        "batch_sm90.cuh",           "blocks.cuh",           "blocks_chain_sm90.cu",
-        "blocks_gemm_sm90.cu",      "blocks_int8.cuh",      "blocks_mma.cu",
-        "chain.cuh",                "gemm_sm90.cuh",        "linear_batch_sm90.cu",
-        "linear_fp8_mma.cu",        "linear_gemm_sm90.cu",  "linear_mma.cu",
-        "mma.cuh",                  "ssm_scan_sm90.cu",     "ssm_update.cu",
+        "attention_combine.cu",     "attention_decode.cu", "attention_decode.cuh",
+        "attention_decode_sm90.cu", "attention_mma.cu",    "attention_sm90.cu",
+        "batch_sm90.cuh",           "blocks.cuh",          "blocks_chain_sm90.cu",
+        "blocks_gemm_sm90.cu",      "blocks_int8.cuh",     "blocks_mma.cu",
+        "chain.cuh",                "gemm_sm90.cuh",       "linear_batch_sm90.cu",
+        "linear_fp8_mma.cu",        "linear_gemm_sm90.cu", "linear_mma.cu",
+        "mma.cuh",                  "ssm_scan_sm90.cu",    "ssm_update.cu",
         "ssm_update.cuh",
     };
     for (kernels) |name|

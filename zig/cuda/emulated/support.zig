@@ -23,7 +23,8 @@ pub fn matrix(n: usize) ![]u16 {
     return m;
 }
 
-/// A matrix (n, k) in blocks, any bytes whose scales are small numbers: values, and panels of a GPU.
+/// A matrix (n, k) in blocks, any bytes whose scales are small numbers: values, and panels of a
+/// GPU.
 pub fn inBlocks(comptime d: block.DType, n: usize, k: usize) !struct { []f32, []align(16) u8 } {
     const row_bytes = block.rowBytes(d, k);
     const file = try allocator.alloc(u8, n * row_bytes);

@@ -58,7 +58,7 @@ const units_a_thread = 8;
 /// Tiles whose slices are asked for ahead; more of them have time to wait.
 const asking_tiles = 8;
 /// How far ahead of a stream several rows ask for its weights.
-const ahead_bytes = 2048;
+const ahead_bytes = 4096;
 /// Pairs that one unit of packing a single tile rounds.
 const pack_pairs = 512;
 

@@ -46,6 +46,10 @@ pub const Ahead = struct { p: [*]const u8, step: usize };
 
 fn Tile(comptime rows: usize, comptime across: usize, comptime asks: bool) type {
     return struct {
+        /// Few rows ask with the hint for L3, where their own prefetchers take over; many ask for a
+        /// slice that all tiles will pass over, into L2.
+        const place = if (across > across_many) 1 else 2;
+
         fn run(
             n: usize,
             a0: [*]const u32,
@@ -65,7 +69,7 @@ fn Tile(comptime rows: usize, comptime across: usize, comptime asks: bool) type 
             for (0..n) |_| {
                 if (asks) {
                     inline for (0..across) |j|
-                        @prefetch(later + j * distance, .{ .locality = 2 });
+                        @prefetch(later + j * distance, .{ .locality = place });
                     later += ahead.step;
                 }
                 var v: [across]U = undefined;

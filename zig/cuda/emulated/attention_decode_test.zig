@@ -9,15 +9,6 @@ const allocator = testing.allocator;
 const hd = support.hd;
 const page = support.page;
 
-extern fn bamba_emulate(
-    name: [*:0]const u8,
-    args: *const anyopaque,
-    x: c_int,
-    y: c_int,
-    z: c_int,
-    threads: c_int,
-) void;
-
 const Args = extern struct {
     q: [*]const u16,
     k_pages: [*]const u16,
@@ -126,7 +117,7 @@ const Case = struct {
                 },
                 @intCast(@min(most, splits_max * c.kv_heads * seqs)),
                 1,
-            ) else bamba_emulate(
+            ) else support.bamba_emulate(
                 "attention_decode_" ++ number ++ "_bf16",
                 &args,
                 @intCast(splits_max),
@@ -139,7 +130,7 @@ const Case = struct {
         const name = if (many) "attention_combine_many_bf16" else "attention_combine_bf16";
         const warps = c.heads * seqs;
         const grid: [2]usize = if (many) .{ c.heads * 4, seqs } else .{ (warps + 7) / 8, 1 };
-        bamba_emulate(name, &Combine{
+        support.bamba_emulate(name, &Combine{
             .partial = partial.ptr,
             .out = out.ptr,
             .past_len = c.lengths.ptr,

@@ -11,15 +11,6 @@ const testing = std.testing;
 const DType = command.DType;
 const random = &support.random;
 
-extern fn bamba_emulate(
-    name: [*:0]const u8,
-    args: *const anyopaque,
-    x: c_int,
-    y: c_int,
-    z: c_int,
-    threads: c_int,
-) void;
-
 const Product = extern struct {
     w: [*]const u8,
     w2: ?[*]const u8 = null,
@@ -295,7 +286,7 @@ test "a chain of layers gives the bits of its products and states one by one" {
         for (kept, before) |now, b| @memcpy(now, b);
         for (&layers) |*l| {
             for (l.of) |p| run(&.{p}, &.{});
-            bamba_emulate("conv_ssm_update_bf16", &l.state, heads, 1, 1, 256);
+            support.bamba_emulate("conv_ssm_update_bf16", &l.state, heads, 1, 1, 256);
         }
         for (kept, &wanted) |now, *w| w.* = try arena.allocator().dupe(u8, now);
         for (kept, before) |now, b| @memcpy(now, b);

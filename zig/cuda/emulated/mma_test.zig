@@ -22,15 +22,6 @@ const silu = support.silu;
 const value = support.value;
 const width = support.width;
 
-extern fn bamba_emulate(
-    name: [*:0]const u8,
-    args: *const anyopaque,
-    x: c_int,
-    y: c_int,
-    z: c_int,
-    threads: c_int,
-) void;
-
 // ---- linear --------------------------------------------------------------------------------
 
 const Linear = extern struct {
@@ -75,7 +66,7 @@ fn multiply(comptime base: []const u8, size: usize, a: *const Linear) void {
         (if (size == 64) base ++ "_64" else base ++ "_128")
     else
         (if (size == 64) base ++ "_64_swiglu" else base ++ "_128_swiglu");
-    bamba_emulate(name, a, @intCast(tiles * across), 1, 1, 128);
+    support.bamba_emulate(name, a, @intCast(tiles * across), 1, 1, 128);
 }
 test "linear_mma at ugly sizes: near the sums, and the same bits in both tiles" {
     const cases = [_]Case{
@@ -237,7 +228,7 @@ const Attention = extern struct {
 fn attend(s: Sequence, past: usize, out: []u16) void {
     const length: u32 = @intCast(s.tokens - past);
     const pages = Sequence.order ++ Sequence.order;
-    bamba_emulate("attention_mma_bf16", &Attention{
+    support.bamba_emulate("attention_mma_bf16", &Attention{
         .q = s.q.ptr + past * width,
         .k_pages = s.k.ptr,
         .v_pages = s.v.ptr,

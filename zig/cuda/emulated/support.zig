@@ -129,6 +129,16 @@ pub const Sequence = struct {
     }
 };
 
+/// Runs a kernel of kernels.cpp with a grid of (x, y, z) blocks.
+pub extern fn bamba_emulate(
+    name: [*:0]const u8,
+    args: *const anyopaque,
+    x: c_int,
+    y: c_int,
+    z: c_int,
+    threads: c_int,
+) void;
+
 pub extern fn bamba_emulate_sm90(
     name: [*:0]const u8,
     call: *const anyopaque,

@@ -177,6 +177,9 @@ DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells,
         }
         buffer ^= 1;
     }
+    // Where the other group has a panel more. Only racecheck needs it: it counts a thread's barriers whatever their
+    // numbers, and takes what all_sync orders for unordered once two groups have not met as often as each other.
+    if (group == 1 && ((panels - 1 - (int)blockIdx.x) / (int)gridDim.x & 1) == 0) group_sync(group);
 }
 
 template <bool ONCE> DEVICE void chain(const ChainArgs& a) {

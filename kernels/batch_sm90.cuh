@@ -259,7 +259,7 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const ARG
                 const uint32_t dst = smem + to.at * STAGE_BYTES, bar = full_w + 8 * to.at;
                 mbar_wait(empty + 8 * to.at, to.phase ^ 1);
                 mbar_expect(bar, A_BYTES);
-                if (SWIGLU) tma_load_pairs(dst, mw, k * BK, tile * 8, bar);
+                if (SWIGLU) tma_load_pairs_once(dst, mw, k * BK, tile * 8, bar);
                 else tma_load_once(dst, mw, k * BK, tile * 128, bar);
                 to.next();
             });

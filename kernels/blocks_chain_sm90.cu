@@ -24,8 +24,6 @@
 #include "blocks_int8.cuh"
 
 #if HOPPER
-constexpr int SLOTS_MAX = 8, AHEAD = 2;
-
 struct alignas(128) Fixed {
     float red[GROUPS][2][WARPS][2][16];
     float squares[SQUARES][WARPS];
@@ -42,14 +40,11 @@ DEVICE int step_bytes(int type) {
          : type == Q5_K ? Block<Q5_K>::BYTES : Block<Q6_K>::BYTES;
 }
 
-// Panels are taken from `first` on, around the last one.
-DEVICE int panel_at(const Product& p, int panel) {
-    const int panels = (p.n + 15) / 16, at = panel + p.first;
-    return at < panels ? at : at - panels;
-}
+DEVICE int panel_at(const Product& p, int panel) { return p.backwards ? (p.n + 15) / 16 - 1 - panel : panel; }
 
-// Steps of all products that one warp takes, in order.
-struct Walk {
+// Steps of all products that one warp takes, in order. ONCE: L2 hears that weights are read once.
+template <bool ONCE> struct Walk {
+    static constexpr int AHEAD = 2, LIMIT = 0;
     const ChainArgs* a;
     int warp, me;  // warp of the group; the group's number in the grid
     int of, panel, part, left, mine, panels, bytes, stride;
@@ -82,44 +77,10 @@ struct Walk {
         return true;
     }
     DEVICE_MEMBER void next() { src += stride, left--; }
-};
-
-// A warp's ring: what it copies next, and what it reads next. Copies of the next product's weights are asked for at
-// once only for some slots: x comes to a multiprocessor behind all that it has asked for before. The others it owes,
-// and asks for one by one while it waits for x. In front of a state it owes one slot more, where weights are not told to
-// be read once: what the state waits for comes sooner then. ONCE: L2 hears that weights are read once.
-template <bool ONCE> struct Ring {
-    Walk walk;
-    uint32_t base, bars, end, slot;  // in shared memory; bytes of a slot
-    uint32_t to, to_bar, from, from_bar, parity;
-    int lane, at, ahead, owed;  // `at`: the product that is read; `ahead`: slots for the next that may still be filled
-    int held;                   // slots that stay empty while it is read
-
-    DEVICE_MEMBER void copy() {
-        if (lane == 0) {
-            mbar_expect(to_bar, walk.bytes);
-            if (ONCE) bulk_load_once(to, walk.src, walk.bytes, to_bar);
-            else bulk_load(to, walk.src, walk.bytes, to_bar);
-        }
-        walk.next();
-        to += slot, to_bar += 8;
-        if (to == end) to = base, to_bar = bars;
-    }
-    DEVICE_MEMBER bool more() { return walk.left > 0 || walk.seek(); }
-    // The slot that was waited for is free: all lanes have read it.
-    DEVICE_MEMBER void next() {
-        __syncwarp();
-        from += slot, from_bar += 8;
-        if (from == end) from = base, from_bar = bars, parity ^= 1;
-        if (!more()) return;
-        if (held > 0) held--, owed++;
-        else if (walk.of == at || ahead-- > 0) copy();
-        else owed++;
-    }
-    DEVICE_MEMBER void pay() {
-        if (owed == 0) return;
-        owed--;
-        if (more()) copy();
+    DEVICE_MEMBER void copy(uint32_t to, uint32_t bar) {
+        mbar_expect(bar, bytes);
+        if (ONCE) bulk_load_once(to, src, bytes, bar);
+        else bulk_load(to, src, bytes, bar);
     }
 };
 
@@ -177,15 +138,13 @@ DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells,
         }
         buffer ^= 1;
     }
-    // Where the other group has a panel more. Only racecheck needs it: it counts a thread's barriers whatever their
-    // numbers, and takes what all_sync orders for unordered once two groups have not met as often as each other.
-    if (group == 1 && ((panels - 1 - (int)blockIdx.x) / (int)gridDim.x & 1) == 0) group_sync(group);
+    meet_as_often(group, panels);
 }
 
 template <bool ONCE> DEVICE void chain(const ChainArgs& a) {
     DYNAMIC_SHARED(smem);
     Fixed& fixed = *(Fixed*)smem;
-    const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, group = warp / WARPS;
+    const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), group = warp / WARPS;
     if (group == GROUPS) {
         if (a.count == 1) return;
         pdl_wait();
@@ -194,18 +153,13 @@ template <bool ONCE> DEVICE void chain(const ChainArgs& a) {
     }
     const int tid = threadIdx.x % GROUP_THREADS;
     const uint32_t rings = smem_addr(smem) + sizeof(Fixed), xs = rings + GROUPS * WARPS * a.ring;
-    Ring<ONCE> ring;
-    ring.base = rings + warp * a.ring, ring.bars = smem_addr(fixed.full[warp]), ring.end = ring.base + a.ring;
-    ring.slot = a.slot, ring.lane = lane, ring.parity = 0, ring.owed = 0;
-    ring.to = ring.from = ring.base, ring.to_bar = ring.from_bar = ring.bars;
-    Walk& walk = ring.walk;
+    Ring<Walk<ONCE>> ring;
+    ring.begin(rings + warp * a.ring, a.ring, a.slot, fixed.full[warp]);
+    Walk<ONCE>& walk = ring.walk;
     walk.a = &a, walk.warp = warp % WARPS, walk.me = blockIdx.x + group * gridDim.x, walk.of = 0, walk.left = 0;
     walk.product();
-    if (lane < SLOTS_MAX) mbar_init(ring.bars + 8 * lane, 1);
-    mbar_init_fence();
-    __syncwarp();  // nobody but this warp uses them
     prefetch_norm(a.of[0]);
-    for (int i = 0; i < a.ring && ring.more(); i += a.slot) ring.copy();
+    ring.fill();
     if (threadIdx.x < ZEROS / 4) fixed.zeros[threadIdx.x] = 0;  // seen by all behind the barrier of `stage_any`
     pdl_wait();
     pdl_launch();
@@ -213,7 +167,9 @@ template <bool ONCE> DEVICE void chain(const ChainArgs& a) {
     uint16_t* cells = nullptr;
     for (int of = 0; of < a.count; of++) {
         const Product& p = a.of[of];
-        ring.at = of, ring.ahead = AHEAD, ring.held = !ONCE && p.state >= 0;
+        ring.at = of, ring.ahead = Walk<ONCE>::AHEAD;
+        // What a state waits for comes sooner where less is under way, but if L2 is told that weights are read once.
+        ring.held = !ONCE && p.state >= 0;
         const bool idle = blockIdx.x >= (p.n + 15) / 16;  // nothing to do, so nothing to wait for
         if (of > 0 && !idle) prefetch_norm(p);
         if (p.state >= 0 && group == 0) named_arrive(STATES_BEGIN, GROUP_THREADS + STATE_THREADS);
@@ -221,7 +177,7 @@ template <bool ONCE> DEVICE void chain(const ChainArgs& a) {
             stage_any(p, cells, fixed.squares, group, tid,
                       [&](int c, const float* v, bool there) { store_bytes(xs, xs + 2 * p.k, c, v, there); },
                       [&]() { ring.pay(); });
-        while (ring.owed) ring.pay();
+        ring.pay_all();
         if (of == 0) cells = own_cells(a, turn), empty_cells(a, turn);
         if (idle) continue;
         if (p.mode != PLAIN && tid < 32) fixed.rstd[group] = row_scale(p, fixed.squares);

@@ -11,13 +11,13 @@
 // that it has asked for, so a ring that is filled at once keeps x waiting: blocks_chain_sm90.cu fills it while it waits.
 // Tried on an H200 and left: a barrier of the grid, 2.9 us a product; asking L2 for weights beyond the ring while
 // waiting, which costs their whole time, although L2 gives 8 TB/s where memory gives 4.6; both groups on one
-// panel of SwiGLU's two matrices (55 -> 56 us); bf16 weights in a chain (140.1 us a layer for 140.3; on an H100 199.6
-// for 195.6): there the launches' overlap is as good. On an H100 blocks gain nothing either: see gpu.zig.
+// panel of SwiGLU's two matrices (55 -> 56 us). On an H100 blocks gain nothing: see gpu.zig.
 //
 // A state takes in_proj's x, B, C and dt, and out_proj waits for its y. Four warps more than the products' update it;
-// in_proj does the rows that the state waits for first (`first`), so that the gate's rows come meanwhile. One lane a
-// multiprocessor looks for the last of those rows: all heads need the same B, C and dt, and where every thread looked,
-// or four times at once, L2 gave nothing else (a layer of q4_k_m 60.0 and 65.8 us for 58.9).
+// in_proj does its rows `backwards`, dt, C, B and x first, so that the gate's rows come meanwhile (a layer of e4m3 77.5 ->
+// 76.5 us for rows from x on, of which dt's were the last). One lane a multiprocessor looks for x, the last of what its
+// head needs: where every thread looked, or four times at once, L2 gave nothing else (a layer of q4_k_m 60.0 and 65.8 us
+// for 58.9).
 // Left there: from in_proj's end to out_proj's x 8 us, since each load waits some 3 us behind the rings' copies.
 //
 // There are two sets of cells; a launch uses one and empties the other, which the launch before has used. All blocks
@@ -43,11 +43,12 @@ struct Product {
     float eps;
     int mode, swiglu, out_f32;
     int type;                                // of weights in blocks
-    int dtype, reserved;                     // the host's
+    int dtype;                               // the host's
+    int up_first;                            // in rows: W2 lies before W
     int x_cells, residual_cells, out_cells;  // where in a set they pass; or -1
     int gate_cells;
-    int state;  // which state is updated with its result; or -1
-    int first;  // its rows from this panel of 16 on come first: what a state waits for
+    int state;      // which state is updated with its result; or -1
+    int backwards;  // its rows come from the last one on: what a state waits for lies behind the gate
 };
 // One token through the SSM, with its convolution: from a product's result to the next one's x.
 struct State {
@@ -76,16 +77,20 @@ enum { ALL_MEET = 3, STATES_MEET = 4, STATES_BEGIN = 5 };  // named barriers beh
 // Threads of one group meet, and those of all products.
 DEVICE void group_sync(int group) { named_sync(group + 1, GROUP_THREADS); }
 DEVICE void all_sync() { named_sync(ALL_MEET, THREADS); }
+// Behind a product whose groups meet once a panel: where the other group has a panel more. Only racecheck needs it: it
+// counts a thread's barriers whatever their numbers, and takes what all_sync orders for unordered once two groups have not
+// met as often as each other.
+DEVICE void meet_as_often(int group, int panels) {
+    if (group == 1 && ((panels - 1 - (int)blockIdx.x) / (int)gridDim.x & 1) == 0) group_sync(group);
+}
 
 // ---- cells ----
 DEVICE uint32_t empty_half(uint32_t w) { return (w - 0x00010001u) & ~w & 0x80008000u; }
 DEVICE bool full(uint4 v) { return (empty_half(v.x) | empty_half(v.y) | empty_half(v.z) | empty_half(v.w)) == 0; }
-// What COUNT times eight cells hold once they are full; `v` is what they held. Until one lane's are full it alone asks
-// again and again, since more would take L2's time from those who still work; from then on every lane asks for its own.
-// `pace` is called before each time.
+// What COUNT times eight cells hold once they are full; `v` is what they held. Lanes ask for what they lack; `pace` is
+// called before each time. (One lane of a warp that asks until its own are full, then the others: 0.5 us a layer slower.)
 template <int COUNT, typename Pace>
 DEVICE void settle_cells(uint4* v, const uint16_t* const* p, bool valid, Pace pace) {
-    const uint32_t lane = threadIdx.x & 31;
     auto lacks = [&] {
         bool all = true;
 #pragma unroll
@@ -95,14 +100,11 @@ DEVICE void settle_cells(uint4* v, const uint16_t* const* p, bool valid, Pace pa
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
         if (!valid) v[i] = make_uint4(~0u, ~0u, ~0u, ~0u);
-    uint32_t missing = __ballot_sync(~0u, lacks());
-    const uint32_t first = __ffs(missing) - 1;
-    while (missing) {
+    while (__any_sync(~0u, lacks())) {
         pace();
-        if (missing >> first & 1 ? lane == first : lacks())
+        if (lacks())
 #pragma unroll
             for (int i = 0; i < COUNT; i++) v[i] = load_relaxed128(p[i]);
-        missing = __ballot_sync(~0u, lacks());
     }
 #pragma unroll
     for (int i = 0; i < COUNT; i++) v[i] = make_uint4(~v[i].x, ~v[i].y, ~v[i].z, ~v[i].w);
@@ -135,6 +137,70 @@ DEVICE void end_cells(const ChainArgs& a) {
     all_sync();
     if (threadIdx.x == 0 && atomicInc(a.turn + 1, gridDim.x - 1) == gridDim.x - 1) a.turn[0]++;
 }
+
+// ---- rings ----
+// A warp's ring of slots: what it copies next, and what it reads next, from product to product. `Walk` knows the steps
+// that a warp takes, in order, and copies one. Copies of the next product's weights are asked for at once for AHEAD slots
+// only: x comes to a multiprocessor behind all that it has asked for before. The others a ring owes, and asks for one by
+// one while its warp waits for x. With a LIMIT no more slots than that are ever under way.
+constexpr int SLOTS_MAX = 8;
+template <typename Walk> struct Ring {
+    Walk walk;
+    uint32_t base, bars, end, slot;  // in shared memory; bytes of a slot
+    uint32_t to, to_bar, to_parity, from, from_bar, parity, span;  // span: bytes of its barriers
+    int lane, at, ahead, owed;  // `at`: the product that is read; `ahead`: slots for the next that may still be filled
+    int held;                   // slots that stay empty while it is read
+
+    // At `ring`, `bytes` in slots of `slot_bytes`, whose barriers nobody but this warp uses.
+    DEVICE_MEMBER void begin(uint32_t ring, int bytes, int slot_bytes, uint64_t* barriers) {
+        lane = threadIdx.x & 31, slot = slot_bytes, parity = to_parity = 0, owed = 0, span = bytes / slot_bytes * 8;
+        base = to = from = ring, end = ring + bytes, bars = to_bar = from_bar = smem_addr(barriers);
+        if (lane < SLOTS_MAX) mbar_init(bars + 8 * lane, 1);
+        mbar_init_fence();
+        __syncwarp();
+    }
+    DEVICE_MEMBER void fill() {
+        for (uint32_t i = 0; i < span && more(); i += 8)
+            if (Walk::LIMIT && i >= Walk::LIMIT * 8) owed++;
+            else copy();
+    }
+    DEVICE_MEMBER void copy() {
+        if (lane == 0) walk.copy(to, to_bar);
+        walk.next();
+        to += slot, to_bar += 8;
+        if (to == end) to = base, to_bar = bars, to_parity ^= 1;
+    }
+    DEVICE_MEMBER bool more() { return walk.left > 0 || walk.seek(); }
+    // The slot that was waited for is free: all lanes have read it.
+    DEVICE_MEMBER void next() {
+        __syncwarp();
+        from += slot, from_bar += 8;
+        if (from == end) from = base, from_bar = bars, parity ^= 1;
+        if (Walk::LIMIT) owed++, pay();
+        else if (!more()) return;
+        else if (held > 0) held--, owed++;
+        else if (walk.of == at || ahead-- > 0) copy();
+        else owed++;
+    }
+    // Asks for one that it owes; with a limit, for all that this lets it.
+    DEVICE_MEMBER void pay() {
+        if (Walk::LIMIT) {
+            while (owed > 0 && more() && may()) owed--, copy();
+        } else if (owed > 0) {
+            owed--;
+            if (more()) copy();
+        }
+    }
+    DEVICE_MEMBER void pay_all() {
+        while (!Walk::LIMIT && owed) pay();
+    }
+    // Whether the slot LIMIT before the next one has come.
+    DEVICE_MEMBER bool may() {
+        uint32_t bar = to_bar - 8 * Walk::LIMIT, of = to_parity;
+        if ((int)(bar - bars) < 0) bar += span, of ^= 1;
+        return mbar_passed(bar, of);
+    }
+};
 
 // ---- x and results ----
 // A norm's weights into L1, before its x is waited for.
@@ -228,7 +294,7 @@ DEVICE void update_state(const State& a, uint16_t* cells, SsmShared& shared, Wai
         constexpr int COUNT = sizeof(now) / sizeof(float);
         // One lane looks until the last of them is there, so that memory is left to those who still work.
         if (threadIdx.x == THREADS)
-            while (load_relaxed16(cells + a.dt_cells + (from[COUNT - 1] - of.dt)) == 0) __nanosleep(100);
+            while (load_relaxed16(cells + a.x_cells + (from[0] - of.x)) == 0) __nanosleep(100);
         meet();
         uint16_t got[COUNT];
         bool come;

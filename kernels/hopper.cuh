@@ -31,6 +31,13 @@ DEVICE void mbar_wait(uint32_t bar, uint32_t parity) {
                  "@p bra.uni done;\nbra.uni wait_again;\ndone:\n}\n" ::"r"(bar), "r"(parity)
                  : "memory");
 }
+// Whether it has completed, for a whole warp.
+DEVICE bool mbar_passed(uint32_t bar, uint32_t parity) {
+    uint32_t passed;
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+                 : "=r"(passed) : "r"(bar), "r"(parity) : "memory");
+    return !__any_sync(~0u, !passed);
+}
 DEVICE void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
 }
@@ -83,6 +90,11 @@ DEVICE void tma_load_once(uint32_t dst, const CUtensorMap* map, int x, int y, ui
 }
 // Of two matrices, eight rows of each in turns: `eights` counts those.
 DEVICE void tma_load_pairs(uint32_t dst, const CUtensorMap* map, int x, int eights, uint32_t bar) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %3, %4}], [%5];" ::"r"(dst), "l"(map), "r"(x), "r"(0), "r"(eights), "r"(bar)
+                 : "memory");
+}
+DEVICE void tma_load_pairs_once(uint32_t dst, const CUtensorMap* map, int x, int eights, uint32_t bar) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
                  "[%0], [%1, {%2, %3, %3, %4}], [%5], %6;" ::"r"(dst), "l"(map), "r"(x), "r"(0), "r"(eights), "r"(bar),
                  "l"(EVICT_FIRST) : "memory");

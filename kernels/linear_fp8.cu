@@ -21,7 +21,8 @@
 //   5 us a launch as in bf16 (4.81 ms there, 84 %), now beside half the bytes. Copies with running addresses and
 //   without checks of rows (x is zero beyond K) took the loop from 261 to 175 instructions a warp and 2 KB. Then, without
 //   asking L2 for what lies behind the ring (which kept x waiting), a layer with its state took 82.9 us for 86.4 there,
-//   75 % of its floor. Blocks end 3 to 11 us apart, and x is in place 2 to 3 us behind the last one's end.
+//   75 % of its floor. Blocks end 3 to 11 us apart, and x is in place 2 to 3 us behind the last one's end. One row goes in
+//   chains where products follow each other: rows_chain_sm90.cu, of the same bits.
 // Launch: fp8_decode: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
 //   dynamic smem STAGES * 16384 + (staged: batch * (K to a multiple of 1024, + 8) * 2).
 //   fp8_linear: 256 threads, grid (ceil(N / 64), ceil(M / 64)).
@@ -46,6 +47,7 @@ enum { PLAIN = 0, RMS = 1, GATED = 2 };
 constexpr int WARPS = 8, THREADS = 32 * WARPS, STEP = 128;
 constexpr int SLOT_BYTES = 64 * THREADS;  // four 16-byte pieces a thread
 constexpr int X_PAD = 8;                  // keeps rows of x on different banks
+constexpr int SQUARES = 18;               // pieces of 2048 columns that a norm in front may have
 constexpr float UP = 0x1p60f;
 constexpr uint32_t UP_BF16 = 0x5d805d80;
 
@@ -58,16 +60,16 @@ DEVICE uint32_t odd(uint32_t w) { return (w & 0x80008000u) | (w >> 4 & 0x07f007f
 
 struct Fixed {
     float red[2][WARPS][128];
-    float squares[8][WARPS];
+    float squares[2][SQUARES][WARPS];
+    float rstd[2];
     alignas(16) uint32_t zeros[8];
 };
 
 // x to shared memory, of each four columns in the order 0, 2, 1, 3; zeros behind it up to `pitch`.
 DEVICE void stage(const DecodeArgs& a, bf16* xs, int pitch, Fixed* f) {
-    const int pieces = pitch / 8;
+    const int pieces = pitch / 8, parts = (pieces + THREADS - 1) / THREADS;
     for (int b = 0; b < a.batch; b++) {
-        float total = 0;
-        for (int c0 = threadIdx.x; c0 < pieces; c0 += 4 * THREADS) {
+        for (int c0 = threadIdx.x; c0 < parts * THREADS; c0 += 4 * THREADS) {
             uint4 xr[4], gr[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {  // all loads first: one latency, not four
@@ -79,29 +81,38 @@ DEVICE void stage(const DecodeArgs& a, bf16* xs, int pitch, Fixed* f) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int c = c0 + i * THREADS;
-                if (c >= pieces) break;
+                if (c >= parts * THREADS) break;
                 float v[8];
                 unpack8(xr[i], v);
                 if (a.mode == GATED) gate8(v, gr[i]);
+                if (a.mode != PLAIN) {
+                    float s = 0;
+#pragma unroll
+                    for (int e = 0; e < 8; e++) s += v[e] * v[e];
+                    s = warp_sum(s);
+                    if ((threadIdx.x & 31) == 0) f->squares[b][c / THREADS][threadIdx.x >> 5] = s;
+                }
                 if (a.mode != PLAIN && c * 8 < a.k) {
                     const float4 w0 = __ldg((const float4*)(a.norm_weight + c * 8));
                     const float4 w1 = __ldg((const float4*)(a.norm_weight + c * 8 + 4));
-#pragma unroll
-                    for (int e = 0; e < 8; e++) total += v[e] * v[e];
                     v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w;
                     v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
                 }
 #pragma unroll
                 for (int e = 0; e < 8; e++) v[e] *= UP;
+                if (c >= pieces) continue;
                 *(uint4*)(xs + b * (pitch + X_PAD) + c * 8) =
                     make_uint4(pack_bf16(v[0], v[2]), pack_bf16(v[1], v[3]), pack_bf16(v[4], v[6]), pack_bf16(v[5], v[7]));
             }
         }
-        if (a.mode == PLAIN) continue;
-        total = warp_sum(total);
-        if ((threadIdx.x & 31) == 0) f->squares[b][threadIdx.x >> 5] = total;
     }
     __syncthreads();
+    if (a.mode != PLAIN && threadIdx.x < a.batch) {
+        float s = 0;
+        for (int j = 0; j < parts; j++)
+            for (int w = 0; w < WARPS; w++) s += f->squares[threadIdx.x][j][w];
+        f->rstd[threadIdx.x] = rsqrtf(s / a.k + a.eps);
+    }
 }
 
 // Sixteen columns of x for one piece, as operands B of four matrix steps. Staged, rows that are not there are zeros
@@ -213,12 +224,7 @@ template <bool STAGED, int STAGES> DEVICE void decode(const DecodeArgs& a) {
 #pragma unroll
             for (int i = 0; i < WARPS; i++) s += fixed.red[buffer][i][threadIdx.x];
             s = s * UP * scale;
-            if (a.mode != PLAIN && b < a.batch) {
-                float total = 0;
-#pragma unroll
-                for (int i = 0; i < WARPS; i++) total += fixed.squares[b][i];
-                s *= rsqrtf(total / a.k + a.eps);
-            }
+            if (a.mode != PLAIN && b < a.batch) s *= fixed.rstd[b];
             const float up = __shfl_down_sync(~0u, s, 8);
             if (a.swiglu) s = silu(s) * up;
             if (b < a.batch && n < a.n && (!a.swiglu || r < 8)) {

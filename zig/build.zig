@@ -154,7 +154,7 @@ const cuda_stems = [_][]const u8{
     "linear_batch_sm90",     "linear_gemm_sm90",  "norm",                  "peaks",
     "reference",             "rope",              "sample",                "ssm_scan_sm90",
     "ssm_update",            "attention_mma",     "blocks_mma",            "linear_mma",
-    "linear_fp8_mma",        "attention_combine", "attention_decode_sm90",
+    "linear_fp8_mma",        "attention_combine", "attention_decode_sm90", "rows_chain_sm90",
 };
 const cuda_headers = [_][]const u8{
     "attention_decode.cuh", "batch_sm90.cuh", "blocks.cuh", "blocks_int8.cuh", "chain.cuh",
@@ -243,8 +243,8 @@ fn addEmulated(c: Context) *Build.Step {
         "blocks_gemm_sm90.cu",      "blocks_int8.cuh",     "blocks_mma.cu",
         "chain.cuh",                "gemm_sm90.cuh",       "linear_batch_sm90.cu",
         "linear_fp8_mma.cu",        "linear_gemm_sm90.cu", "linear_mma.cu",
-        "mma.cuh",                  "ssm_scan_sm90.cu",    "ssm_update.cu",
-        "ssm_update.cuh",
+        "mma.cuh",                  "rows_chain_sm90.cu",  "ssm_scan_sm90.cu",
+        "ssm_update.cu",            "ssm_update.cuh",
     };
     for (kernels) |name|
         _ = sources.addCopyFile(b.path(b.fmt("../kernels/{s}", .{name})), name);

@@ -90,7 +90,7 @@ pub fn launch(tasks: []const Task, s: *Stream) void {
 }
 /// Products of the three projections: one, or one each.
 pub fn parts(tasks: []const Task) u32 {
-    return if (block.is(k.dtype(&tasks[q_at], 1))) projections.len else 1;
+    return if (isApart(&tasks[q_at])) projections.len else 1;
 }
 /// One of them, which writes its part of a row of all three.
 fn projection(tasks: []const Task, s: *const Stream, i: usize) Task {

@@ -1,13 +1,15 @@
-//! Links that follow each other and are products of one row with weights in blocks, and updates of
-//! states between them, as one launch: kernels/blocks_chain_sm90.cu. `chain_wire.zig` says which
-//! go together.
+//! Links that follow each other and are products of one row, and updates of states between them,
+//! as one launch: kernels/blocks_chain_sm90.cu of weights in blocks, rows_chain_sm90.cu of those in
+//! rows (bf16, e4m3). `chain_wire.zig` says which go together.
 
 const std = @import("std");
-const block = @import("../cpu/block.zig");
 const chain = @import("chain.zig");
 const command = @import("command");
 const decode = @import("linear_decode.zig");
+const driver = @import("driver.zig");
+const fp8 = @import("linear_fp8.zig");
 const k = @import("kernel.zig");
+const rings = @import("chain_ring.zig");
 const ssm = @import("ssm.zig");
 const wiring = @import("chain_wire.zig");
 const Args = decode.Args;
@@ -33,7 +35,7 @@ pub fn launch(tasks: []const Task, links: []const chain.Link, s: *Stream) usize 
 }
 /// Launches products of the first links as one; gives the links' number, 0 where there are not two.
 fn together(tasks: []const Task, links: []const chain.Link, s: *Stream) usize {
-    if (!s.gpu.chains or s.invariant or s.cells == null) return 0;
+    if (s.invariant or s.cells == null) return 0;
     var found: Found = .{};
     found.gather(tasks, links, s);
     // With fewer links more results are read behind the launch.
@@ -74,7 +76,10 @@ const Found = struct {
             } else {
                 const make = link.product orelse return;
                 if (n + link.parts > wiring.most) return;
-                for (0..link.parts) |i| f.of[n + i] = .{ .of = make(part, s, i) orelse return };
+                for (0..link.parts) |i| {
+                    f.of[n + i] = .{ .of = make(part, s, i) orelse return };
+                    if (!pays(&f.of[n + i].of, s)) return;
+                }
                 n += link.parts;
             }
             f.ends[f.links] = n;
@@ -135,17 +140,24 @@ fn stateOf(tasks: []const Task) ?State {
     } };
 }
 
+/// Whether chains of such products are faster than a launch each: on an H200 all are (weights in
+/// blocks 7 to 11 %, e4m3 11, bf16 3), on an H100 those of e4m3 (4 %); others gain nothing there or
+/// were not measured.
+fn pays(a: *const Args, s: *const Stream) bool {
+    return s.gpu.chains or (a.dtype == .f8_e4m3 and s.gpu.capability == 90);
+}
+
 /// One row of weights in blocks.
 pub fn single(a: Args, s: *Stream) void {
     submit(&.{.{ .of = a }}, &.{}, s);
 }
 /// Whether `single` takes a product.
 pub fn takesSingle(a: *const Args, s: *const Stream) bool {
-    return s.gpu.chains and wiring.fits(a);
+    return s.gpu.chains and rings.fits(a);
 }
 
 fn submit(of: []const Product, states: []const State, s: *Stream) void {
-    const ring: wiring.Ring = .of(of);
+    const ring: rings.Ring = .of(of);
     var a: wiring.ChainArgs = .{
         .of = undefined,
         .states = undefined,
@@ -160,14 +172,39 @@ fn submit(of: []const Product, states: []const State, s: *Stream) void {
     @memset(a.of[of.len..], of[0]);
     @memset(std.mem.sliceAsBytes(&a.states), 0);
     @memcpy(a.states[0..states.len], states);
-    for (a.of[0..of.len]) |*p| p.of.type = kernelType(p.of.dtype);
     const grid = [3]u32{ s.gpu.multiprocessors, 1, 1 };
     const extra: k.Extra = .{ .shared_bytes = ring.shared_bytes };
+    const kernel = rings.kernelOf(of[0].of.dtype).?;
+    if (kernel != .blocks) {
+        const maps = mapsOf(a.of[0..of.len], s);
+        const stem = "rows_chain_sm90";
+        if (kernel == .bf16)
+            return s.launch(stem, "rows_chain_bf16", grid, rings.threads, .{ maps, a }, extra);
+        return s.launch(stem, "rows_chain_e4m3", grid, rings.threads, .{ maps, a }, extra);
+    }
+    for (a.of[0..of.len]) |*p| p.of.type = kernelType(p.of.dtype);
     const stem = "blocks_chain_sm90";
     // Where it helps that L2 gives the weights' place to others first.
     if (of[0].of.dtype != .q8_0)
-        return s.launch(stem, "blocks_chain_once", grid, wiring.threads, .{a}, extra);
-    s.launch(stem, "blocks_chain", grid, wiring.threads, .{a}, extra);
+        return s.launch(stem, "blocks_chain_once", grid, rings.threads, .{a}, extra);
+    s.launch(stem, "blocks_chain", grid, rings.threads, .{a}, extra);
+}
+/// How the products' weights lie in rows, of which a warp takes 16 at a time, 128 bytes of each.
+fn mapsOf(of: []Product, s: *Stream) [wiring.most]driver.TensorMap {
+    var maps: [wiring.most]driver.TensorMap = @splat(.{});
+    for (of, maps[0..of.len]) |*p, *m| m.* = switch (rings.kernelOf(p.of.dtype).?) {
+        .bf16 => mapOf(.bf16, &p.of, 0, s),
+        .e4m3 => mapOf(.uint8, &p.of, fp8.scaleBytes(@intCast(p.of.n)), s),
+        .blocks => unreachable,
+    };
+    return maps;
+}
+fn mapOf(comptime element: Stream.Element, a: *Args, begin: u64, s: *Stream) driver.TensorMap {
+    const n: u64, const cols: u64 = .{ @intCast(a.n), @intCast(a.k) };
+    const w = a.w.? + begin;
+    if (a.swiglu == 0) return s.mapOnce(element, w, n, cols, cols, .{ 128 / element.bytes(), 16 });
+    a.up_first = @intFromBool(@intFromPtr(a.w2.?) < @intFromPtr(a.w.?));
+    return s.mapPairs(element, w, a.w2.? + begin, n, cols, cols, 1);
 }
 /// `BlockType` of kernels/blocks.cuh.
 fn kernelType(dtype: command.DType) i32 {
@@ -225,7 +262,7 @@ pub fn rmsSwiglu(tasks: []const Task, s: *const Stream, _: usize) ?decode.Args {
 pub fn setCells(tasks: []const Task, links: []const chain.Link) u32 {
     var set: u64 = 0;
     for (links, 0..) |link, at| {
-        if (link.product == null or !ofBlocks(tasks, link)) continue;
+        if (link.product == null or !goes(tasks, link)) continue;
         var sum: u64 = 0;
         for (links[at..@min(at + wiring.most + wiring.states_most, links.len)]) |next| {
             if ((next.product == null and !next.state) or next.behind != null) break;
@@ -237,10 +274,10 @@ pub fn setCells(tasks: []const Task, links: []const chain.Link) u32 {
     }
     return @intCast(set);
 }
-/// Whether a link's first product has weights in blocks.
-fn ofBlocks(tasks: []const Task, link: chain.Link) bool {
+/// Whether chains have a kernel for the weights of a link's first product.
+fn goes(tasks: []const Task, link: chain.Link) bool {
     for (tasks[link.first..][0..link.count]) |*t| {
-        if (t.op == .linear) return block.is(k.dtype(t, 1));
+        if (t.op == .linear) return rings.kernelOf(k.dtype(t, 1)) != null;
     }
     return false;
 }

@@ -1,25 +1,17 @@
-//! What the products of a chain are to its kernel (kernels/chain.cuh), and where results pass from
+//! What the products of a chain are to its kernels (kernels/chain.cuh), and where results pass from
 //! one to the next: in cells, of which a launch has one set.
 
 const std = @import("std");
-const block = @import("../cpu/block.zig");
 const command = @import("command");
 const decode = @import("linear_decode.zig");
 const k = @import("kernel.zig");
-const order = @import("blocks.zig");
+const ring_file = @import("chain_ring.zig");
 const ssm = @import("ssm.zig");
 const Args = decode.Args;
 
 /// Products of one launch, and updates of states between them.
 pub const most = 40;
 pub const states_most = 10;
-pub const threads = 640;
-const warps = 16;
-/// What the kernel has at the beginning of its dynamic shared memory.
-const fixed_bytes = 7296;
-const room = 225 * 1024;
-/// Pieces of 2048 columns that a norm may have in front of a product.
-const squares = 18;
 pub const none: i32 = -1;
 
 pub const Product = extern struct {
@@ -30,8 +22,8 @@ pub const Product = extern struct {
     gate_cells: i32 = none,
     /// Which state is updated with its result.
     state: i32 = none,
-    /// Its rows from this panel of 16 on come first.
-    first: i32 = 0,
+    /// Whether its rows come from the last one on.
+    backwards: i32 = 0,
 };
 pub const State = extern struct {
     of: ssm.UpdateArgs,
@@ -51,41 +43,6 @@ pub const ChainArgs = extern struct {
     slot: i32,
 };
 
-pub fn fits(a: *const Args) bool {
-    const cols: u32 = @intCast(a.k);
-    if (!block.is(a.dtype) or a.batch != 1) return false;
-    if (a.mode != 0 and k.blocks(cols, 2048) > squares) return false;
-    return ringSlots(stepBytes(a.dtype), cols) >= 2;
-}
-fn stepBytes(dtype: command.DType) u32 {
-    return @intCast(16 * block.rowBytes(dtype, order.columns(dtype)));
-}
-fn xBytes(cols: u32) u32 {
-    return 2 * cols + cols / 2;
-}
-/// Slots of a warp's ring. More than 4 are no faster: what waits in line keeps x waiting, too.
-fn ringSlots(slot: u32, cols: u32) u32 {
-    return @min(4, (room - fixed_bytes -| xBytes(cols)) / warps / slot);
-}
-/// Rings for products whose first has weights of type `dtype`, and the shared memory of a launch.
-pub const Ring = struct {
-    slot: u32,
-    bytes: u32,
-    shared_bytes: u32,
-
-    pub fn of(products: []const Product) Ring {
-        var cols: u32 = 0;
-        var slot: u32 = 0;
-        for (products) |*p| {
-            cols = @max(cols, @as(u32, @intCast(p.of.k)));
-            slot = @max(slot, stepBytes(p.of.dtype));
-        }
-        const bytes = ringSlots(slot, cols) * slot;
-        const shared_bytes = fixed_bytes + warps * bytes + xBytes(cols);
-        return .{ .slot = slot, .bytes = bytes, .shared_bytes = shared_bytes };
-    }
-};
-
 /// Products that follow each other, and states between them: what of both, from the first on, may
 /// be one launch, and where their results pass. What `kept` (of states `ys_kept`) leaves out
 /// nobody reads behind the launch, so that it need not go to memory.
@@ -103,11 +60,12 @@ pub const Wiring = struct {
         var n_states: usize = 0;
         for (w.of, 0..) |*p, i| {
             p.* = .{ .of = p.of, .state = p.state };
-            const ring: Ring = .of(w.of[0 .. i + 1]);
+            const ring: ring_file.Ring = .of(w.of[0 .. i + 1]);
             const met = for (0..i) |e| {
                 if (!w.apart(e, i)) break true;
             } else false;
-            const goes = fits(&p.of) and ring.bytes >= 2 * ring.slot and !met;
+            const alike = ring_file.kernelOf(p.of.dtype) == ring_file.kernelOf(w.of[0].of.dtype);
+            const goes = alike and ring_file.fits(&p.of) and ring.bytes >= 2 * ring.slot and !met;
             if (!goes or (i > 0 and !w.x(i)) or !w.residual(i))
                 return .{ .products = i, .states = n_states };
             if (p.state == none) continue;
@@ -161,7 +119,8 @@ pub const Wiring = struct {
         const row = place(p, s.of.x, s.of.conv_dim) orelse return false;
         const dt = place(p, s.of.dt, s.of.heads) orelse return false;
         p.out_cells = w.take(p.of.n) orelse return false;
-        p.first = @divFloor(row, 16);
+        // What a state waits for lies behind the gate.
+        p.backwards = @intFromBool(row > 0);
         s.x_cells = p.out_cells + row;
         s.dt_cells = p.out_cells + dt;
         return true;
@@ -278,8 +237,8 @@ test "a state takes what passes, and gives the next product its x" {
     try expectFit(2, 1, wire(&of, &states, 648, &.{}));
     const cells = .{ states[0].x_cells, states[0].dt_cells, states[0].y_cells };
     try testing.expectEqual(.{ 128, 512, 520 }, cells);
-    const passed = .{ of[0].out_cells, of[0].first, of[1].x_cells, of[1].gate_cells };
-    try testing.expectEqual(.{ 0, 8, 520, 0 }, passed);
+    const passed = .{ of[0].out_cells, of[0].backwards, of[1].x_cells, of[1].gate_cells };
+    try testing.expectEqual(.{ 0, 1, 520, 0 }, passed);
     // no cells left for y, or for what it is made of; dt from elsewhere
     try expectFit(1, 1, wire(&of, &states, 647, &.{}));
     try expectFit(1, 0, wire(&of, &states, 519, &.{}));
@@ -298,6 +257,33 @@ test "a chain may begin with products of the same x" {
     try testing.expectEqual(4, wire(&of, &.{}, 64, &.{}).products);
     for (of[0..3]) |p| try testing.expectEqual(none, p.x_cells);
     try testing.expectEqual(.{ 0, 0 }, .{ of[2].out_cells, of[3].x_cells });
+}
+
+test "weights of one kernel go together" {
+    const first = example(0x10000, 0x20000, 64, 128, 0);
+    const next = example(0x20000, 0x30000, 64, 64, 0);
+    const Case = struct { of: [2]command.DType, swiglu: i32 = 0, count: usize };
+    const cases = [_]Case{
+        .{ .of = .{ .q8_0, .q4_k }, .count = 2 },
+        .{ .of = .{ .bf16, .bf16 }, .count = 2 },
+        .{ .of = .{ .f8_e4m3, .f8_e4m3 }, .swiglu = 1, .count = 2 },
+        .{ .of = .{ .bf16, .f8_e4m3 }, .count = 1 },
+        .{ .of = .{ .f8_e4m3, .q8_0 }, .count = 1 },
+        .{ .of = .{ .f16, .f16 }, .count = 0 },
+    };
+    for (cases) |c| {
+        var of = [_]Product{ first, next };
+        for (&of, c.of) |*p, dtype| p.of.dtype = dtype;
+        of[1].of.swiglu = c.swiglu;
+        try testing.expectEqual(c.count, wire(&of, &.{}, 64, &.{}).products);
+    }
+    // eights of rows
+    var odd = next.of;
+    odd.dtype = .bf16;
+    odd.n = 63;
+    try testing.expect(ring_file.fits(&odd));
+    odd.swiglu = 1;
+    try testing.expect(!ring_file.fits(&odd));
 }
 
 test "a chain ends where cells end, or values come from elsewhere" {

@@ -44,7 +44,8 @@ pub const Args = extern struct {
     type: i32 = 0,
     /// Of `w` and `w2`.
     dtype: command.DType,
-    reserved: i32 = 0,
+    /// Whether `w2` lies before `w`: what a chain's kernel for rows asks.
+    up_first: i32 = 0,
 };
 
 const slot_bytes = 16384;

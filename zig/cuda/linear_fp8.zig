@@ -23,7 +23,7 @@ pub const columns = 16;
 const columns_max = 16384;
 const slot_bytes = 16384;
 /// Dynamic shared memory with which two blocks fit a multiprocessor.
-const room = 115712 - 8832;
+const room = 115712 - 9472;
 const pad = 8;
 
 /// Bytes of the scales in front of n rows.
@@ -185,7 +185,7 @@ fn batch(p: sm90.Product, x: Eights, s: *Stream) void {
     const weight = if (p.up == null)
         s.mapOnce(.uint8, w + behind, n, cols, cols, .{ 128, 128 })
     else
-        s.mapPairs(.uint8, w + behind, w2 + behind, n, cols, cols);
+        s.mapPairs(.uint8, w + behind, w2 + behind, n, cols, cols, 8);
     inline for (sm90.batch_tokens) |tokens| if (rows <= tokens) {
         const args = .{ s.mapBytes(x.rows, rows, cols, cols, .{ 128, tokens }), weight, a };
         const extra: Extra = .{ .shared_bytes = sm90.batchSharedBytes(tokens) };

@@ -99,7 +99,7 @@ fn batch(p: Product, s: *Stream) void {
     const w = k.at(t, 1);
     const a = batchArgs(p);
     const weight = if (p.up) |up|
-        s.mapPairs(.bf16, w, k.at(up, 1), n, t.cols(0), t.stride(1))
+        s.mapPairs(.bf16, w, k.at(up, 1), n, t.cols(0), t.stride(1), 8)
     else
         s.mapOnce(.bf16, w, n, t.cols(0), t.stride(1), .{ 64, 128 });
     inline for (batch_tokens) |tokens| if (fits(rows, tokens)) {

@@ -113,7 +113,7 @@ pub const Stream = struct {
         return s.encode(element, promote_none, to, 2, .{ n_cols, n_rows }, strides, box);
     }
     /// Of two matrices alike that are read once, eight rows of each in turns, those first that lie
-    /// first in memory; in boxes of 128 bytes x 64 rows of each.
+    /// first in memory; in boxes of 128 bytes x `eights` times eight rows of each.
     pub fn mapPairs(
         s: *Stream,
         comptime element: Element,
@@ -122,6 +122,7 @@ pub const Stream = struct {
         n_rows: u64,
         n_cols: u64,
         stride: u64,
+        eights: u32,
     ) driver.TensorMap {
         const at = [2]u64{ @intFromPtr(one.?), @intFromPtr(other.?) };
         const apart = @max(at[0], at[1]) - @min(at[0], at[1]);
@@ -129,14 +130,14 @@ pub const Stream = struct {
         const sizes = [4]u64{ n_cols, 8, 2, n_rows / 8 };
         const bytes = element.bytes();
         const strides = [3]u64{ stride * bytes, apart, stride * bytes * 8 };
-        const box = [4]u32{ 128 / bytes, 8, 2, 8 };
+        const box = [4]u32{ 128 / bytes, 8, 2, eights };
         return s.encode(element, promote_none, to, 4, sizes, strides, box);
     }
 
-    const Element = enum(c_int) {
+    pub const Element = enum(c_int) {
         uint8 = 0,
         bf16 = 9,
-        fn bytes(e: Element) u32 {
+        pub fn bytes(e: Element) u32 {
             return if (e == .uint8) 1 else 2;
         }
     };

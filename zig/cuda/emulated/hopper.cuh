@@ -50,6 +50,14 @@ DEVICE void mbar_wait(uint32_t bar, uint32_t parity) {
         return (barrier_of(of, bar).phase & 1) != parity;
     });
 }
+// Who looks for it again and again lets others go on.
+DEVICE bool mbar_passed(uint32_t bar, uint32_t parity) {
+    const int of = thread().block;
+    if (++idle > 100 * n_threads) fail("a barrier that is looked at does not pass");
+    pass();
+    land_loads(of, bar);
+    return !__any_sync(~0u, (barrier_of(of, bar).phase & 1) == parity);
+}
 DEVICE void named_arrive(int id, int of) {
     Meeting& m = team().named[id];
     if (++m.came == of) m.came = 0, m.times++;
@@ -116,6 +124,9 @@ DEVICE void tma_load(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t
 DEVICE void tma_load_once(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar) { tma_load(to, map, x, y, bar); }
 DEVICE void tma_load_pairs(uint32_t to, const CUtensorMap* map, int x, int eights, uint32_t bar) {
     tma_load(to, map, x, eights * 8, bar);
+}
+DEVICE void tma_load_pairs_once(uint32_t to, const CUtensorMap* map, int x, int eights, uint32_t bar) {
+    tma_load_pairs(to, map, x, eights, bar);
 }
 DEVICE void tma_load_multi(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar, uint16_t mask) {
     for (int rank = 0; rank < cluster_blocks; rank++)

@@ -2,6 +2,7 @@
 #define HOPPER 1
 #include "blocks.cuh"
 #include "wgmma.cuh"
+#include "chain.cuh"
 namespace attention_file {
 #include "attention_sm90.cu"
 }
@@ -17,6 +18,9 @@ namespace batch_file {
 namespace chain_file {
 #include "blocks_chain_sm90.cu"
 }
+namespace rows_file {
+#include "rows_chain_sm90.cu"
+}
 namespace blocks_file {
 #include "blocks_gemm_sm90.cu"
 }
@@ -30,6 +34,7 @@ struct DecodeCall { CUtensorMap k, v; decode_file::DecodeAttentionArgs args; };
 struct GemmCall { CUtensorMap x, w, w2, out; gemm_file::GemmArgs args; };
 struct ScanCall { CUtensorMap x, b, c; scan_file::SsdArgs args; };
 struct BlocksCall { CUtensorMap x; blocks_file::BlocksGemmArgs args; };
+struct RowsCall { rows_file::ChainMaps maps; ChainArgs args; };
 struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
 #define ATTENTION(NAME) \
     if (!strcmp(name, #NAME)) \
@@ -68,6 +73,13 @@ struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
         blocks_file::NAME(c.x, c.args); \
     }, call, {x, 1, 1}, strstr(name, "_128_") || strstr(name, "_256_") ? 384 : 288, x, y)
 
+#define ROWS_CALL(NAME) \
+    if (!strcmp(name, #NAME)) \
+    return emulate([](const void* p) { \
+        const RowsCall& c = *(const RowsCall*)p; \
+        rows_file::NAME(c.maps, c.args); \
+    }, call, {x, 1, 1}, 640, x, 1)
+
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, int y) {
     ATTENTION(attention_sm90_bf16);
@@ -98,6 +110,8 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     BATCH_CALL(linear_batch_128_f32, 384);
     BATCH_CALL(linear_batch_swiglu_16_bf16, 320);
     if (!strcmp(name, "blocks_chain"))
-        return emulate([](const void* p) { chain_file::blocks_chain(*(const chain_file::ChainArgs*)p); }, call, {x, 1, 1}, 640, x, 1);
+        return emulate([](const void* p) { chain_file::blocks_chain(*(const ChainArgs*)p); }, call, {x, 1, 1}, 640, x, 1);
+    ROWS_CALL(rows_chain_bf16);
+    ROWS_CALL(rows_chain_e4m3);
     abort();
 }

@@ -1,0 +1,119 @@
+//! The chain of products of one row with weights in rows, and of states between them
+//! (kernels/rows_chain_sm90.cu), run on the CPU: one product against sums in f64 and against the
+//! kernel that does it alone, and a chain of two layers against its products and states one by one.
+
+const std = @import("std");
+const command = @import("command");
+const chain = @import("chain_support.zig");
+const support = @import("support.zig");
+const testing = std.testing;
+const DType = command.DType;
+const Product = chain.Product;
+const State = chain.State;
+const random = &support.random;
+
+const blocks = 3;
+const types = [_]DType{ .bf16, .f8_e4m3 };
+
+fn weight(d: DType, n: usize, cols: usize) ![]u8 {
+    if (d == .bf16) {
+        const w = try chain.row(n * cols);
+        for (w) |*v| v.* = support.bf16(@floatCast(0.05 * support.value(v.*)));
+        return std.mem.sliceAsBytes(w);
+    }
+    const head = (n + 15) / 16 * 64;
+    const w = try chain.arena.allocator().alignedAlloc(u8, .@"16", head + n * cols);
+    const scales: [*]f32 = @ptrCast(@alignCast(w.ptr));
+    for (0..head / 4) |i| scales[i] = 0.0002 + 0.0002 * random.random().float(f32);
+    random.random().bytes(w[head..]);
+    for (w[head..]) |*v| if (v.* & 0x7f == 0x7f) {
+        v.* ^= 1;
+    };
+    return w;
+}
+fn number(d: DType, w: []const u8, n: usize, cols: usize, i: usize, k: usize) f64 {
+    const at = i * cols + k;
+    if (d == .bf16) return support.value(std.mem.readInt(u16, w[at * 2 ..][0..2], .little));
+    const head = (n + 15) / 16 * 64;
+    const b: u32 = w[head + at];
+    const bits = (b & 0x80) << 24 | (b & 0x7f) << 20;
+    const scales: [*]const f32 = @ptrCast(@alignCast(w.ptr));
+    return @as(f64, @as(f32, @bitCast(bits))) * 0x1p120 * scales[i];
+}
+fn mapOf(p: Product) support.Map {
+    const e4m3 = types[@intCast(p.type)] == .f8_e4m3;
+    const n: usize = @intCast(p.n);
+    const head: usize = if (e4m3) (n + 15) / 16 * 64 else 0;
+    return .{
+        .base = @ptrCast(@alignCast(p.w + head)),
+        .other = if (p.swiglu != 0) @ptrCast(@alignCast(p.w2.? + head)) else null,
+        .rows = p.n,
+        .cols = p.k,
+        .stride = p.k,
+        .box_cols = if (e4m3) 128 else 64,
+        .box_rows = 16,
+        .item = if (e4m3) 1 else 2,
+    };
+}
+fn kindWeight(kind: usize, n: usize, cols: usize) ![]u8 {
+    return weight(types[kind], n, cols);
+}
+fn run(of: []const Product, states: []const State) void {
+    const Call = extern struct { maps: [40]support.Map, args: chain.Args };
+    var call: Call = .{ .maps = undefined, .args = .{
+        .of = @splat(of[0]),
+        .states = undefined,
+        .cells = &chain.cells,
+        .turn = &chain.turn,
+        .count = @intCast(of.len),
+        .ring = 3 * 2048,
+        .slot = 2048,
+    } };
+    @memcpy(call.args.of[0..of.len], of);
+    @memcpy(call.args.states[0..states.len], states);
+    for (of, 0..) |p, i| call.maps[i] = mapOf(p);
+    const name = if (of[0].type == 0) "rows_chain_bf16" else "rows_chain_e4m3";
+    support.bamba_emulate_sm90(name, &call, blocks, 1);
+}
+
+test "a product in a chain's kernel is near its sum" {
+    chain.arena = .init(testing.allocator);
+    defer chain.arena.deinit();
+    const n = 40;
+    const cols = 768;
+    inline for (types, 0..) |d, t| {
+        const w = try weight(d, n, cols);
+        const x = try chain.row(cols);
+        const norm = try chain.floats(cols, 0.5, 1.5);
+        var out: [n]f32 = @splat(std.math.nan(f32));
+        run(&.{.{
+            .w = w.ptr,
+            .x = x.ptr,
+            .norm_weight = norm.ptr,
+            .out = &out,
+            .n = n,
+            .k = cols,
+            .mode = 1,
+            .out_f32 = 1,
+            .type = @intCast(t),
+        }}, &.{});
+        var squares: f64 = 0;
+        for (x) |v| squares += support.value(v) * support.value(v);
+        const scale = 1 / @sqrt(squares / cols + 1e-5);
+        var off: support.Error = .{};
+        for (out, 0..) |got, i| {
+            var sum: f64 = 0;
+            for (x, norm, 0..) |v, by, k| {
+                sum += support.value(v) * scale * by * number(d, w, n, cols, i, k);
+            }
+            off.add(got, sum);
+        }
+        try off.expect(3e-3);
+    }
+}
+
+test "a chain of layers in rows gives the bits of its products and states one by one" {
+    chain.arena = .init(testing.allocator);
+    defer chain.arena.deinit();
+    for (0..types.len) |kind| try chain.expectSameBits(@splat(@splat(kind)), kindWeight, run);
+}

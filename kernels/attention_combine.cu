@@ -8,8 +8,9 @@
 // Ideas: - up to 32 spans take a warp a head, which keeps nothing in shared memory: a batch has thousands of heads;
 //        - more take four blocks a head, so that all that has to be read is on its way at once.
 // Launch: attention_combine_bf16, max_splits <= 32: 256 threads, grid ceil(heads * batch / 8).
+//   attention_combine_groups_bf16 the same of the groups that Hopper's kernel leaves.
 //   attention_combine_many_bf16, max_splits <= 2048: 256 threads, grid (heads * 4, batch).
-#include "common.cuh"
+#include "attention_decode.cuh"
 
 struct CombineArgs {
     const float* partial;
@@ -46,11 +47,12 @@ DEVICE void result(const CombineArgs& a, int b, int head, int channel, float4 su
 }
 DEVICE void add(float4& sum, float4 v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; }
 
-extern "C" __global__ void __launch_bounds__(THREADS) attention_combine_bf16(const __grid_constant__ CombineArgs a) {
+// A warp a head.
+template <bool GROUPS> DEVICE void combine(const CombineArgs& a) {
     const int row = blockIdx.x * (THREADS / 32) + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     const int b = row / a.heads, head = row % a.heads;
     const bool exists = b < a.seqs;
-    const int splits = exists ? splits_of(a, b) : 1;
+    const int splits = !exists ? 1 : GROUPS ? groups_of((int)a.past_len[b] + 1) : splits_of(a, b);
     pdl_wait();
     pdl_launch();
     if (splits == 1) return;
@@ -76,6 +78,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_combine_bf16(con
         }
     }
     result(a, b, head, lane * 4, sum, den);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) attention_combine_bf16(const __grid_constant__ CombineArgs a) {
+    combine<false>(a);
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    attention_combine_groups_bf16(const __grid_constant__ CombineArgs a) {
+    combine<true>(a);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_combine_many_bf16(const __grid_constant__ CombineArgs a) {

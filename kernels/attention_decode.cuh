@@ -16,6 +16,12 @@ struct DecodeAttentionArgs {
     int seqs;
 };
 
+// How Hopper's kernel cuts a sequence's keys: into at most GROUPS_MAX groups, of 8 pages at least.
+constexpr int DECODE_PAGE = 64, GROUPS_MAX = 16;
+DEVICE int pages_in(int keys) { return (keys + DECODE_PAGE - 1) / DECODE_PAGE; }
+DEVICE int group_pages(int keys) { return max(8, (pages_in(keys) + GROUPS_MAX - 1) / GROUPS_MAX); }
+DEVICE int groups_of(int keys) { return (pages_in(keys) + group_pages(keys) - 1) / group_pages(keys); }
+
 // What a span of keys leaves for attention_combine, which says how it lies: of one channel of head r of a group its sum,
 // and by channel 0 the largest score and the denominator.
 template <int REP>

@@ -1,57 +1,46 @@
 // attention of one query a sequence on Hopper: attention_decode.cu with one ring a multiprocessor.
 //
-// Contract: that of attention_decode.cu; heads / kv_heads is 1, 2, 4 or 8, which the kernel's name says. Spans of 512
-//   keys from position 0, a page a warp: a row's bits depend on nothing but its sequence.
+// Contract: that of attention_decode.cu; heads / kv_heads is 1, 2, 4 or 8, which the kernel's name says. A sequence's
+//   keys are cut into groups of whole pages by its length only: a row's bits depend on nothing but its sequence.
 //
 // Bytes: kv_heads * 512 a key. Floor: that over the read bandwidth.
-// Ideas: - one block a multiprocessor goes through its share of all spans, and one warp asks for their pages, so that the
-//          ring never runs dry between spans. A page's 16 KB of keys (or values) come in one piece, read once: asked
-//          for by halves of 64 channels, or with 256 bytes at a time for L2, they take a tenth longer;
-//        - eight warps take a page each and add up through shared memory;
-//        - both products on tensor cores. Rows 0 to 7 of a step hold the heads' probabilities as bf16 and rows 8 to 15
-//          what that rounding left, so that values meet probabilities of 16 bits at no cost;
+// Ideas: - one block a multiprocessor goes through its share of all groups, and one warp asks for their pages, so that
+//          the ring never runs dry between groups. A page's 16 KB of keys (or values) come in one piece, read once:
+//          asked for by halves of 64 channels, or with 256 bytes at a time for L2, they take a tenth longer;
+//        - four warps take 16 keys each of every second page, so that a page is done soon after it has come; their sums
+//          stay in registers until the group ends (attention_pages.cuh);
+//        - groups are added up by a launch of their own: a fence in the block that ends one makes the copies on their
+//          way wait, 1 to 2 us a group, whoever does it;
 //        - pages before the last are asked for before the kernel in front is waited for: it (rope_append)
 //          writes only the last position, and must not write past_len or pages.
-// Reached on an H200, with attention_combine, of the read bandwidth: one sequence of 32,768 keys 0.77 (38.4 us), of
-//   131,072 0.89, 16 of 4,096 0.84, 64 of 4,096 0.92, 256 of 1,024 0.90.
-//   What is missing: bench/results/gpu-decode.md.
-// Launch: 288 threads, grid min(multiprocessors, spans of all), dynamic smem Layout::END + 1024. Tensor maps of k and
-//   v as rows of 64 channels, two a key: 128-byte swizzle, box 64 x 128. Then attention_combine if max_splits > 1.
+// Reached on an H200, with attention_combine, of the read bandwidth: one sequence of 32,768 keys 0.81 (35.7 us), of
+//   131,072 0.92, 16 of 4,096 0.84, 64 of 4,096 0.90, 256 of 1,024 0.88. Groups alone: 0.90, 0.94, 0.90, 0.92, 0.91.
+//   What is missing, and what was tried: bench/results/gpu-decode.md.
+// Launch: 288 threads, grid min(multiprocessors, groups of all), dynamic smem Layout::END + 1024. Tensor maps of k and
+//   v as rows of 64 channels, two a key: 128-byte swizzle, box 64 x 128. Then attention_combine_groups where a sequence
+//   may have more than one group.
 #include "attention_decode.cuh"
-#include "hopper.cuh"
+#include "attention_pages.cuh"
 
 #if HOPPER
-constexpr int HD = 128, PAGE = 64, WARPS = 8, SPAN = WARPS * PAGE, RECORD = HD + 4;
-constexpr int SIDE = 16384, ROOM = 2 * SIDE;  // a page's keys or values; both
-constexpr int ITEMS = 4;
-// Barriers of pages that have come. More than rooms: warps wait for pages in any order, a barrier tells two phases apart
-// only, and the page that used it before must have come for sure.
-constexpr int CAME = 16;
-
-// A span of one sequence's keys, of one key head.
+// A group of one sequence's keys, of one key head.
 struct Item {
     int seq, kv, split, keys;  // keys of the sequence; END: nothing follows
     uint32_t first;            // pages that the ring has had before
 };
 constexpr int END = -1;
+DEVICE int pages_of(const Item& item) {
+    const int of = group_pages(item.keys);
+    return min(of, pages_in(item.keys) - item.split * of);
+}
 
-template <int REP> struct Layout {
-    static constexpr int ROOMS = 5;
-    static constexpr int Q = ROOMS * ROOM, SUMS = Q + ITEMS * REP * HD * 2;
-    static constexpr int BARS = SUMS + WARPS * REP * RECORD * 4;
-    static constexpr int K_FULL = BARS, V_FULL = K_FULL + 8 * CAME, K_EMPTY = V_FULL + 8 * CAME;
-    static constexpr int V_EMPTY = K_EMPTY + 8 * ROOMS, Q_FULL = V_EMPTY + 8 * ROOMS, Q_EMPTY = Q_FULL + 8 * ITEMS;
-    static constexpr int INFO = Q_EMPTY + 8 * ITEMS, END = INFO + ITEMS * 32;
-    static_assert(END + 1024 <= 232448, "shared memory");
-};
-
-// The spans of all sequences in order, key heads of a span beside each other; a warp keeps 32 sequences at hand.
+// The groups of all sequences in order, key heads of a group beside each other; a warp keeps 32 sequences at hand.
 struct Deal {
-    int base, total, chunk, upto, keys;  // spans before these sequences, of them; lane's: up to its own, its keys
+    int base, total, chunk, upto, keys;  // groups before these sequences, of them; lane's: up to its own, its keys
     DEVICE_MEMBER void fill(const DecodeAttentionArgs& a, int lane) {
         const int seq = chunk + lane;
         keys = seq < a.seqs ? (int)a.past_len[seq] + 1 : 0;
-        upto = (keys + SPAN - 1) / SPAN;
+        upto = groups_of(keys);
 #pragma unroll
         for (int o = 1; o < 32; o <<= 1) {
             const int below = __shfl_up_sync(~0u, upto, o);
@@ -71,11 +60,10 @@ struct Deal {
         item.seq = chunk + owner, item.kv = i - span * a.kv_heads;
         item.keys = __shfl_sync(~0u, keys, owner);
         const int end = __shfl_sync(~0u, upto, owner);
-        item.split = span - (base + end - (item.keys + SPAN - 1) / SPAN);
+        item.split = span - (base + end - groups_of(item.keys));
         return true;
     }
 };
-DEVICE int pages_of(const Item& item) { return min(WARPS, (item.keys - item.split * SPAN + PAGE - 1) / PAGE); }
 
 // The warp that asks for pages and queries.
 template <int REP> DEVICE void bring(const CUtensorMap* mk, const CUtensorMap* mv, const DecodeAttentionArgs& a,
@@ -111,13 +99,15 @@ template <int REP> DEVICE void bring(const CUtensorMap* mk, const CUtensorMap* m
         Item item;
         if (!deal.find(a, i, lane, item)) break;
         item.first = count;
-        const int pages = pages_of(item), page = item.split * WARPS;
-        const uint32_t id = lane < pages ? a.pages[(size_t)item.seq * a.max_pages + page + lane] : 0;
+        const int pages = pages_of(item), page = item.split * group_pages(item.keys);
+        const uint32_t* const ids = a.pages + (size_t)item.seq * a.max_pages + page;
+        uint32_t id = 0;  // of 32 pages
         note(item);
         if (waited) ask(n + 1);
         for (int p = 0; p < pages; p++, count++) {
+            if (p % 32 == 0) id = p + lane < pages ? ids[p + lane] : 0;
             const int room = count % L::ROOMS, phase = ((count / L::ROOMS) & 1) ^ 1;
-            const int row = (int)__shfl_sync(~0u, id, p) * page_rows + item.kv * PAGE * 2;
+            const int row = (int)__shfl_sync(~0u, id, p % 32) * page_rows + item.kv * PAGE * 2;
             if (!waited && (count >= L::ROOMS || (page + p + 1) * PAGE >= item.keys)) wait_front(), ask(n + 1);
 #pragma unroll
             for (int v = 0; v < 2; v++) {
@@ -137,120 +127,51 @@ template <int REP> DEVICE void bring(const CUtensorMap* mk, const CUtensorMap* m
     if (lane == 0) mbar_arrive(smem + L::Q_FULL + 8 * (n % ITEMS));
 }
 
-// Piece of 8 channels of a key.
-DEVICE uint32_t swizzled(uint32_t side, int key, int piece) {
-    const int row = 2 * key + (piece >> 3);
-    return side + row * 128 + (((piece & 7) ^ (row & 7)) << 4);
-}
-
-// One page of a warp: its sums to `sums` (REP, 128), its largest score and denominator of row g behind them.
-template <int REP>
-DEVICE void page_sums(uint32_t smem, uint32_t at, const uint32_t* q, int left, float scale, float* sums) {
-    typedef Layout<REP> L;
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, mat = lane >> 3, r8 = lane & 7;
-    const uint32_t room = at % L::ROOMS, came = at % CAME, phase = (at / CAME) & 1;
-    const uint32_t keys = smem + room * ROOM, values = keys + SIDE;
-    float s[8][4];
-#pragma unroll
-    for (int j = 0; j < 8; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
-    mbar_wait(smem + L::K_FULL + 8 * came, phase);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {  // 32 channels; steps that wait for each other stand apart
-        uint32_t k[8][4];
-#pragma unroll
-        for (int j = 0; j < 8; j++) ldmatrix4(k[j], swizzled(keys, 8 * j + r8, 4 * i + mat));
-#pragma unroll
-        for (int j = 0; j < 8; j++) mma_bf16(s[j], q[4 * i], 0, q[4 * i + 1], 0, k[j][0], k[j][1]);
-#pragma unroll
-        for (int j = 0; j < 8; j++) mma_bf16(s[j], q[4 * i + 2], 0, q[4 * i + 3], 0, k[j][2], k[j][3]);
-    }
-    mbar_arrive(smem + L::K_EMPTY + 8 * room);
-    float top = -INFINITY, l = 0;
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            if (8 * j + 2 * t + e >= left) s[j][e] = -INFINITY;
-            top = fmaxf(top, s[j][e]);
-        }
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    uint32_t p[4][4];
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        float x[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) x[e] = fast_exp2((s[j][e] - top) * scale), l += x[e];
-        const uint32_t high = pack_bf16(x[0], x[1]);
-        p[j >> 1][2 * (j & 1)] = high;
-        p[j >> 1][2 * (j & 1) + 1] = pack_bf16(x[0] - bf_lo(high), x[1] - bf_hi(high));
-    }
-    l += __shfl_xor_sync(~0u, l, 1);
-    l += __shfl_xor_sync(~0u, l, 2);
-    mbar_wait(smem + L::V_FULL + 8 * came, phase);
-    float o[16][4];
-#pragma unroll
-    for (int c = 0; c < 16; c++) o[c][0] = o[c][1] = o[c][2] = o[c][3] = 0;
-#pragma unroll
-    for (int k = 0; k < 4; k++)  // 16 keys
-#pragma unroll
-        for (int h = 0; h < 2; h++) {  // 64 channels
-            uint32_t v[4][4];
-#pragma unroll
-            for (int c = 0; c < 4; c++)
-                ldmatrix4_trans(v[c], swizzled(values, 16 * k + (mat & 1) * 8 + r8, 8 * h + 2 * c + (mat >> 1)));
-#pragma unroll
-            for (int c = 0; c < 8; c++)
-                mma_bf16(o[8 * h + c], p[k][0], p[k][1], p[k][2], p[k][3], v[c >> 1][2 * (c & 1)],
-                         v[c >> 1][2 * (c & 1) + 1]);
-        }
-    mbar_arrive(smem + L::V_EMPTY + 8 * room);
-    if (g >= REP) return;
-#pragma unroll
-    for (int c = 0; c < 16; c++)
-        *(float2*)(sums + g * RECORD + 8 * c + 2 * t) = make_float2(o[c][0] + o[c][2], o[c][1] + o[c][3]);
-    if (t == 0) sums[g * RECORD + HD] = top, sums[g * RECORD + HD + 1] = l;
-}
-
-template <int REP> DEVICE void attend(const DecodeAttentionArgs& a, uint32_t smem, uint8_t* shared, Item* infos) {
-    typedef Layout<REP> L;
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, channel = threadIdx.x & 127;
+// A group's sum, in the order of its warps.
+template <int REP> DEVICE void add_up(const DecodeAttentionArgs& a, const Item& item, const float* all) {
+    const int channel = threadIdx.x & 127;
     const float scale = a.scale * LOG2E;
-    float* const all = (float*)(shared + L::SUMS);  // [warp][head][record]
+    for (int r = threadIdx.x >> 7; r < REP; r += 2) {
+        const int head = item.kv * REP + r;
+        const float* const sums = all + r * RECORD;  // [warp][head][record]
+        float top = sums[HD], sum = 0, den = 0;
+#pragma unroll
+        for (int w = 1; w < WARPS; w++) top = fmaxf(top, sums[w * REP * RECORD + HD]);
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            const float f = fast_exp2((sums[w * REP * RECORD + HD] - top) * scale);
+            sum += f * sums[w * REP * RECORD + channel], den += f * sums[w * REP * RECORD + HD + 1];
+        }
+        if (groups_of(item.keys) > 1) leave_span<REP>(a, item.seq, item.kv, r, item.split, channel, sum, top, den);
+        else a.out[(size_t)item.seq * a.out_stride + head * HD + channel] = from_f32<bf16>(sum / den);
+    }
+}
+
+template <int REP> DEVICE void attend(const DecodeAttentionArgs& a, uint32_t smem, uint8_t* shared, const Item* infos) {
+    typedef Layout<REP> L;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const float scale = a.scale * LOG2E;
+    const uint32_t zero = (uint32_t)a.seqs >> 31;  // which no compiler knows
+    float* const all = (float*)(shared + L::SUMS);
     for (int n = 0;; n++) {
         const int slot = n % ITEMS;
         mbar_wait(smem + L::Q_FULL + 8 * slot, (n / ITEMS) & 1);
         const Item item = infos[slot];
         if (item.keys == END) return;
         const int pages = pages_of(item);
-        const uint32_t row = smem + L::Q + (slot * REP + (lane & 7) % REP) * HD * 2;  // rows without a head repeat others
+        const uint32_t row = smem + L::Q + (slot * REP + (lane & 7) % REP) * HD * 2;  // columns beyond repeat heads
         uint32_t q[16];
 #pragma unroll
         for (int i = 0; i < 4; i++) ldmatrix4(q + 4 * i, row + (4 * i + (lane >> 3)) * 16);
+        Sums w;
+        w.clear();
+        const int left = item.keys - item.split * group_pages(item.keys) * PAGE - (warp & 3) * 16;
+        for (int p = warp >> 2; p < pages; p += 2)
+            page_sums<REP>(smem, item.first + p, q, left - p * PAGE, scale, zero, w);
+        keep<REP>(w, all + warp * REP * RECORD);
         mbar_arrive(smem + L::Q_EMPTY + 8 * slot);
-        const int left = item.keys - item.split * SPAN - warp * PAGE;
-        if (left > 0) page_sums<REP>(smem, item.first + warp, q, left, scale, all + warp * REP * RECORD);
         named_sync(1, 32 * WARPS);
-        // The span's sum, in the order of its pages.
-        for (int r = threadIdx.x >> 7; r < REP; r += 2) {
-            const int head = item.kv * REP + r;
-            const float* sums = all + r * RECORD;
-            float top = sums[HD], sum = 0, den = 0;
-#pragma unroll
-            for (int w = 1; w < WARPS; w++)
-                if (w < pages) top = fmaxf(top, sums[w * REP * RECORD + HD]);
-#pragma unroll
-            for (int w = 0; w < WARPS; w++) {
-                if (w >= pages) continue;
-                const float f = fast_exp2((sums[w * REP * RECORD + HD] - top) * scale);
-                sum += f * sums[w * REP * RECORD + channel], den += f * sums[w * REP * RECORD + HD + 1];
-            }
-            if (item.keys <= SPAN) {
-                a.out[(size_t)item.seq * a.out_stride + head * HD + channel] = from_f32<bf16>(sum / den);
-            } else {
-                leave_span<REP>(a, item.seq, item.kv, r, item.split, channel, sum, top, den);
-            }
-        }
+        add_up<REP>(a, item, all);
         named_sync(1, 32 * WARPS);  // the sums' room is free
     }
 }
@@ -264,8 +185,8 @@ DEVICE void decode_attention(const CUtensorMap* mk, const CUtensorMap* mv, const
     if (threadIdx.x == 0) {
         for (int i = 0; i < CAME; i++)
             mbar_init(smem + L::K_FULL + 8 * i, 1), mbar_init(smem + L::V_FULL + 8 * i, 1);
-        for (int i = 0; i < L::ROOMS; i++)  // every lane's own reads end at its arrival
-            mbar_init(smem + L::K_EMPTY + 8 * i, 32), mbar_init(smem + L::V_EMPTY + 8 * i, 32);
+        for (int i = 0; i < L::ROOMS; i++)
+            mbar_init(smem + L::K_EMPTY + 8 * i, WARPS / 2), mbar_init(smem + L::V_EMPTY + 8 * i, WARPS / 2);
         for (int i = 0; i < ITEMS; i++)
             mbar_init(smem + L::Q_FULL + 8 * i, 1), mbar_init(smem + L::Q_EMPTY + 8 * i, 32 * WARPS);
         mbar_init_fence();
@@ -273,13 +194,10 @@ DEVICE void decode_attention(const CUtensorMap* mk, const CUtensorMap* mv, const
     }
     __syncthreads();
     Item* const infos = (Item*)(shared + L::INFO);
-    if (threadIdx.x >= 256) {
-        bring<REP>(mk, mv, a, smem, infos);
-    } else {
-        pdl_wait();
-        pdl_launch();
-        attend<REP>(a, smem, shared, infos);
-    }
+    if (threadIdx.x >= 32 * WARPS) return bring<REP>(mk, mv, a, smem, infos);
+    pdl_wait();
+    pdl_launch();
+    attend<REP>(a, smem, shared, infos);
 }
 #define DECODE_BODY(REP) decode_attention<REP>(&mk, &mv, a)
 #else

@@ -1,6 +1,6 @@
 //! attention of one token a sequence: kernels/attention_decode_sm90.cu on Hopper,
-//! attention_decode.cu on other cards, and attention_combine.cu, which adds up the spans that both
-//! leave. bf16, heads of 128.
+//! attention_decode.cu on other cards, and attention_combine.cu, which adds up what both leave.
+//! bf16, heads of 128.
 
 const command = @import("command");
 const k = @import("kernel.zig");
@@ -17,6 +17,8 @@ const shared_bytes = 49152;
 fn hopperBytes(group: u32) u32 {
     return 5 * 32768 + group * (4 * 256 + 8 * 132 * 4) + 1552;
 }
+/// Groups that it cuts a sequence's keys into at most.
+const hopper_groups = 16;
 /// Spans for which a warp adds up a head.
 const few_splits = 32;
 /// Spans that there is room for: half a million keys, or 32 thousand in a batch.
@@ -90,14 +92,19 @@ pub fn launch(t: *const Task, s: *Stream) bool {
             const name = comptime k.name("attention_decode_{d}_bf16", .{group});
             const grid = [3]u32{ splits, t.attrs[1], t.step.n_seqs };
             s.launch("attention_decode", name, grid, 128, .{a}, .{ .shared_bytes = shared_bytes });
+            if (splits > few_splits) combine(t, s, a, .many) else if (splits > 1)
+                combine(t, s, a, .few);
         }
-        if (splits > 1) combine(t, s, a);
         return true;
     };
     return false;
 }
 
-fn hopper(t: *const Task, s: *Stream, a: Args, comptime group: u32) void {
+fn hopper(t: *const Task, s: *Stream, of: Args, comptime group: u32) void {
+    const groups = @min(hopper_groups, @as(u32, @intCast(of.max_splits)));
+    const items = groups * t.attrs[1] * t.step.n_seqs;
+    var a = of;
+    a.max_splits = hopper_groups;
     const half = head_dim / 2; // a key is two rows of the maps: its pages come in one piece
     const page_rows: u64 = @intCast(@divExact(k.pageStride(t, 1), half));
     const rows = (s.pages -| 1) * page_rows + t.attrs[1] * command.page_tokens * 2;
@@ -107,14 +114,15 @@ fn hopper(t: *const Task, s: *Stream, a: Args, comptime group: u32) void {
         s.mapOnce(.bf16, k.at(t, 2), rows, half, half, box),
         a,
     };
-    const spans = @as(u32, @intCast(a.max_splits)) * t.attrs[1] * t.step.n_seqs;
-    const grid = [3]u32{ @min(s.gpu.multiprocessors, spans), 1, 1 };
+    const grid = [3]u32{ @min(s.gpu.multiprocessors, items), 1, 1 };
     const extra: Extra = .{ .shared_bytes = hopperBytes(group) };
     const name = comptime k.name("attention_decode_sm90_{d}_bf16", .{group});
     s.launch("attention_decode_sm90", name, grid, 288, args, extra);
+    if (groups > 1) combine(t, s, a, .groups);
 }
 
-fn combine(t: *const Task, s: *Stream, of: Args) void {
+/// Adds up what was left of each head: spans by one warp or by four blocks, or groups.
+fn combine(t: *const Task, s: *Stream, of: Args, comptime how: enum { few, many, groups }) void {
     const a: CombineArgs = .{
         .partial = of.partial,
         .out = of.out,
@@ -127,11 +135,11 @@ fn combine(t: *const Task, s: *Stream, of: Args) void {
         .scale = of.scale,
     };
     const heads = t.attrs[0];
-    if (of.max_splits <= few_splits) {
-        const grid = [3]u32{ k.blocks(heads * t.step.n_seqs, 8), 1, 1 };
-        s.launch("attention_combine", "attention_combine_bf16", grid, 256, .{a}, .{});
-    } else {
-        const grid = [3]u32{ heads * 4, t.step.n_seqs, 1 };
-        s.launch("attention_combine", "attention_combine_many_bf16", grid, 256, .{a}, .{});
-    }
+    const grid = if (how == .many)
+        [3]u32{ heads * 4, t.step.n_seqs, 1 }
+    else
+        [3]u32{ k.blocks(heads * t.step.n_seqs, 8), 1, 1 };
+    const by = if (how == .few) "" else "_" ++ @tagName(how);
+    const name = "attention_combine" ++ by ++ "_bf16";
+    s.launch("attention_combine", name, grid, 256, .{a}, .{});
 }

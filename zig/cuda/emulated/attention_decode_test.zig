@@ -1,5 +1,5 @@
 //! Attention of one token a sequence run on the CPU: Hopper's kernel, that of every card, and the
-//! launch that adds up the spans both leave.
+//! launches that add up what both leave.
 
 const std = @import("std");
 const testing = std.testing;
@@ -82,10 +82,14 @@ const Case = struct {
         for ([_][]u16{ c.q, c.k, c.v }) |of| allocator.free(of);
         allocator.free(c.pages);
     }
-    /// By Hopper's kernel on so many blocks, or by the other one; then the spans by either kernel.
+    /// By Hopper's kernel on so many blocks, or by the other one; then what it left by a kernel of
+    /// its own, of spans by either.
     fn run(c: Case, blocks: ?usize, many: bool, out: []u16) !void {
-        const splits_max = (c.max_pages * page + span_keys - 1) / span_keys;
+        const spans = (c.max_pages * page + span_keys - 1) / span_keys;
+        const groups = @min(spans, 16);
         const seqs = c.lengths.len;
+        const items = groups * c.kv_heads * seqs;
+        const splits_max = if (blocks == null) spans else 16;
         const partial = try allocator.alloc(f32, seqs * c.heads * splits_max * record_floats);
         defer allocator.free(partial);
         @memset(partial, std.math.nan(f32));
@@ -115,7 +119,7 @@ const Case = struct {
                     .v = .of(c.v, c.v.len / 64, 64, 128),
                     .args = args,
                 },
-                @intCast(@min(most, splits_max * c.kv_heads * seqs)),
+                @intCast(@min(most, items)),
                 1,
             ) else support.bamba_emulate(
                 "attention_decode_" ++ number ++ "_bf16",
@@ -126,10 +130,13 @@ const Case = struct {
                 128,
             );
         };
-        if (splits_max == 1) return;
-        const name = if (many) "attention_combine_many_bf16" else "attention_combine_bf16";
+        if (spans == 1) return;
+        const every = many and blocks == null;
+        const name = if (every)
+            "attention_combine_many_bf16"
+        else if (blocks == null) "attention_combine_bf16" else "attention_combine_groups_bf16";
         const warps = c.heads * seqs;
-        const grid: [2]usize = if (many) .{ c.heads * 4, seqs } else .{ (warps + 7) / 8, 1 };
+        const grid: [2]usize = if (every) .{ c.heads * 4, seqs } else .{ (warps + 7) / 8, 1 };
         support.bamba_emulate(name, &Combine{
             .partial = partial.ptr,
             .out = out.ptr,

@@ -3,11 +3,13 @@
 #define HOPPER 0
 #include "common.cuh"
 static void land_copies() {}
+#include "attention_decode.cuh"
 namespace combine_file {
 #include "attention_combine.cu"
 }
 namespace decode_file {
 #include "attention_decode.cu"
+using ::DecodeAttentionArgs;
 }
 namespace update_file {
 #include "ssm_update.cu"
@@ -31,6 +33,7 @@ namespace update_file {
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate(const char* name, const void* args, int x, int y, int z, int threads) {
     START_IN(combine_file, attention_combine_bf16, CombineArgs);
+    START_IN(combine_file, attention_combine_groups_bf16, CombineArgs);
     START_IN(combine_file, attention_combine_many_bf16, CombineArgs);
     START_IN(decode_file, attention_decode_1_bf16, DecodeAttentionArgs);
     START_IN(decode_file, attention_decode_4_bf16, DecodeAttentionArgs);

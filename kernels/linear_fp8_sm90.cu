@@ -90,7 +90,7 @@ DEVICE void fp8_rows(const RowsArgs& a) {
         *(uint2*)(a.out + r * a.out_stride + c) = make_uint2(pack_e4m3(v), pack_e4m3(v + 4));
     }
 }
-#define GEMM_BODY(...) gemm<__VA_ARGS__>(&mx, &mw, &mw2, a)
+#define GEMM_BODY(...) gemm<__VA_ARGS__>(&mx, &mw, &mw2, &mo, a)
 #define ROWS_BODY fp8_rows(a)
 #else
 #define GEMM_BODY(...) asm volatile("trap;")
@@ -102,7 +102,8 @@ extern "C" __global__ void __launch_bounds__(512) fp8_rows_sm90(const __grid_con
 #define GEMM(NAME, ...)                                                                                     \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
-             const __grid_constant__ CUtensorMap mw2, const __grid_constant__ Fp8Args a) {                  \
+             const __grid_constant__ CUtensorMap mw2, const __grid_constant__ CUtensorMap mo,               \
+             const __grid_constant__ Fp8Args a) {                                                           \
         GEMM_BODY(__VA_ARGS__);                                                                             \
     }
 GEMM(gemm_256_e4m3, 256, false, true)

@@ -100,11 +100,14 @@ DEVICE void settle_cells(uint4* v, const uint16_t* const* p, bool valid, Pace pa
 #pragma unroll
     for (int i = 0; i < COUNT; i++)
         if (!valid) v[i] = make_uint4(~0u, ~0u, ~0u, ~0u);
-    while (__any_sync(~0u, lacks())) {
+    // In this form, else the compiler takes a warp's ring for its lanes' (a layer of e4m3 and of bf16 4 % slower).
+    bool missing = __any_sync(~0u, lacks());
+    while (missing) {
         pace();
         if (lacks())
 #pragma unroll
             for (int i = 0; i < COUNT; i++) v[i] = load_relaxed128(p[i]);
+        missing = __any_sync(~0u, lacks());
     }
 #pragma unroll
     for (int i = 0; i < COUNT; i++) v[i] = make_uint4(~v[i].x, ~v[i].y, ~v[i].z, ~v[i].w);

@@ -52,12 +52,17 @@ fn aheadOf(across: usize) usize {
 /// products of one row go 2 and 4 % faster. Those of q5_k would go 1 % slower, of q8_0 3 %, of q4_0
 /// 1 % faster in wide matrices and 1 to 4 % slower in others.
 fn asks(comptime dtype: DType, comptime across: usize) bool {
+    if (!simd.has_avx512) return across == 1;
     return across != streams or (dtype != .q4_k and dtype != .q6_k);
 }
-/// Panels that share what is loaded of x: as many as have their sums in registers.
-fn acrossOf(rows: usize) usize {
-    if (!simd.has_avx512) return 1;
-    return if (rows == 1) 4 else if (rows == 2) 2 else 1;
+/// Panels that share what is loaded of x: as many as have their sums in registers. AVX2 has 16 of
+/// them. There two panels at once that ask for nothing go faster than one that does in q4_0 (49 ->
+/// 59 GB/s on two cores of a Zen 4 whose memory gives 60, 33 -> 35 where it gives 36) and in q4_k
+/// (51 -> 54, 31 -> 33), as fast in q8_0 and 14 % slower in q5_k and q6_k; four are slower in all.
+fn acrossOf(dtype: DType, rows: usize) usize {
+    if (simd.has_avx512) return if (rows == 1) 4 else if (rows == 2) 2 else 1;
+    const two = simd.has_avx2 and rows == 1 and (dtype == .q4_0 or dtype == .q4_k);
+    return if (two) 2 else 1;
 }
 
 /// Sums of `across` panels `apart` bytes from one another for all rows: vectors [first, first + n)
@@ -369,7 +374,7 @@ pub fn multiply(
     switch (dtype) {
         inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |t| switch (rows) {
             inline 1...max_rows => |r| {
-                const most = comptime acrossOf(r);
+                const most = comptime acrossOf(t, r);
                 if (n_panels % most == 0) {
                     panels(t, r, most, K, w, distance, n_panels, x, c);
                 } else panels(t, r, 1, K, w, distance, n_panels, x, c);

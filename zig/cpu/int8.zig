@@ -17,7 +17,7 @@ pub const Shorts = @Vector(2 * L, i16);
 
 const x86 = builtin.cpu.arch == .x86_64;
 const has_avx512bw = x86 and builtin.cpu.has(.x86, .avx512bw);
-const has_avx2 = x86 and builtin.cpu.has(.x86, .avx2);
+const has_avx2 = simd.has_avx2;
 
 extern fn @"llvm.x86.avx2.pmadd.wd"(@Vector(16, i16), @Vector(16, i16)) @Vector(8, i32);
 extern fn @"llvm.x86.avx2.pmadd.ub.sw"(@Vector(32, u8), @Vector(32, i8)) @Vector(16, i16);

@@ -12,6 +12,7 @@ pub const has_avx512 = x86 and builtin.cpu.has(.x86, .avx512f);
 pub const has_vnni = x86 and builtin.cpu.has(.x86, .avx512vnni);
 /// `vdpbf16ps`, faster than f32 multiply-adds where this level is taken.
 pub const has_avx512bf16 = x86 and builtin.cpu.has(.x86, .avx512bf16);
+pub const has_avx2 = x86 and builtin.cpu.has(.x86, .avx2);
 const has_avx = x86 and builtin.cpu.has(.x86, .avx);
 pub const has_fma = !x86 or builtin.cpu.has(.x86, .fma);
 const has_f16c = !x86 or builtin.cpu.has(.x86, .f16c);

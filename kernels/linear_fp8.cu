@@ -12,9 +12,7 @@
 // Bytes moved: N*K, the weights once. Floor: that over the read bandwidth.
 // Ideas: - as in linear_decode.cu: own pieces by cp.async into a ring without barriers, filled before the kernel in
 //          front is waited for; 8 warps take the steps of a row in turn; sums in warp order;
-//        - an e4m3's bits moved four to the right, behind the sign, are a bf16 of 2^-120 its value, subnormals
-//          included: two shifts and two logical operations make two operands, and nothing is converted. x is staged
-//          2^60 times as large, so that products lie in the middle of what f32 holds;
+//        - two shifts and two logical operations make two operands, and nothing is converted (e4m3.cuh);
 //        - the 16 k of a 16-byte piece feed four matrix steps directly: k may be permuted as long as x is, too.
 // Reached, batch 1, in_proj / out_proj / gate_up / down / lm_head: on an H100 (read 3.14 TB/s) 86 / 70 / 86 / 84 / 91 %;
 //   a whole token of Bamba-9B 3.86 ms, 83 %; on an H200 (read 4.62 TB/s) 3.04 ms, 71 %: what is missing is the same
@@ -26,7 +24,7 @@
 // Launch: fp8_decode: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
 //   dynamic smem STAGES * 16384 + (staged: batch * (K to a multiple of 1024, + 8) * 2).
 //   fp8_linear: 256 threads, grid (ceil(N / 64), ceil(M / 64)).
-#include "common.cuh"
+#include "e4m3.cuh"
 
 struct DecodeArgs {
     const uint8_t* w;
@@ -48,15 +46,7 @@ constexpr int WARPS = 8, THREADS = 32 * WARPS, STEP = 128;
 constexpr int SLOT_BYTES = 64 * THREADS;  // four 16-byte pieces a thread
 constexpr int X_PAD = 8;                  // keeps rows of x on different banks
 constexpr int SQUARES = 18;               // pieces of 2048 columns that a norm in front may have
-constexpr float UP = 0x1p60f;
 constexpr uint32_t UP_BF16 = 0x5d805d80;
-
-DEVICE const float* scales_of(const uint8_t* w) { return (const float*)w; }
-DEVICE const uint8_t* rows_of(const uint8_t* w, int n) { return w + (size_t)(n + 15) / 16 * 64; }
-
-// Bytes 0 and 2 (1 and 3) of a word as two bf16 of 2^-120 their values.
-DEVICE uint32_t even(uint32_t w) { return (w << 8 & 0x80008000u) | (w << 4 & 0x07f007f0u); }
-DEVICE uint32_t odd(uint32_t w) { return (w & 0x80008000u) | (w >> 4 & 0x07f007f0u); }
 
 struct Fixed {
     float red[2][WARPS][128];

@@ -20,6 +20,7 @@
 //   widest product, K rounded up to 2048; `ring` a multiple of `slot`, which is 2048; at most 8 slots. Tensor maps with
 //   128-byte swizzle, boxes of 128 bytes x 16 rows, with SwiGLU `mapPairs` (stream.zig) of 8 rows each.
 #include "chain.cuh"
+#include "e4m3.cuh"
 
 struct ChainMaps {
     CUtensorMap of[CHAIN_MAX];
@@ -42,12 +43,6 @@ static_assert(sizeof(Fixed) == 5120, "as zig/cuda/chain_wire.zig has it");
 template <int TYPE> constexpr int COLUMNS = TYPE == BF16 ? 64 : 128;
 template <int TYPE> constexpr int STRIDE = WARPS * COLUMNS<TYPE>;
 constexpr int STEP_BYTES = 2048;
-
-// e4m3 as in linear_fp8.cu: two bf16 of 2^-120 its values, x 2^60 times as large.
-constexpr float UP = 0x1p60f;
-DEVICE const float* scales_of(const uint8_t* w) { return (const float*)w; }
-DEVICE uint32_t even(uint32_t w) { return (w << 8 & 0x80008000u) | (w << 4 & 0x07f007f0u); }
-DEVICE uint32_t odd(uint32_t w) { return (w & 0x80008000u) | (w >> 4 & 0x07f007f0u); }
 
 DEVICE int tiles_of(const Product& p) { return p.swiglu ? p.n / 8 : (p.n + 15) / 16; }
 DEVICE int tile_at(const Product& p, int tiles, int tile) { return p.backwards ? tiles - 1 - tile : tile; }

@@ -109,12 +109,12 @@ pub const Values = struct { x: []u16, y: []u16, wide: []u16, into: []u16 };
 /// out, gate and up, down and the next in of a layer, and the state behind it.
 pub const Layer = struct { of: [4]Product, state: Update, ring: []f32 };
 
-/// `make` gives the weights, n rows of `cols`, of a kind.
-pub fn layer(
-    v: Values,
-    kinds: [4]usize,
-    comptime make: fn (kind: usize, n: usize, cols: usize) anyerror![]u8,
-) !Layer {
+/// Gives weights of a kind, n rows of `cols`.
+const Make = fn (kind: usize, n: usize, cols: usize) anyerror![]u8;
+/// Runs a chain's kernel.
+const Run = fn (of: []const Product, states: []const State) void;
+
+pub fn layer(v: Values, kinds: [4]usize, comptime make: Make) !Layer {
     const sizes = [4][2]usize{
         .{ hidden, inner }, .{ wide, hidden }, .{ hidden, wide }, .{ into, hidden },
     };
@@ -181,11 +181,55 @@ pub fn wire(of: []Product, states: []State) void {
     }
 }
 
+/// Whether a product with its norm is near its sum in f64; `number` is what weight k of row i is.
+pub fn expectNear(
+    comptime kind: usize,
+    comptime make: Make,
+    comptime number: fn (
+        comptime kind: usize,
+        w: []const u8,
+        size: [2]usize,
+        i: usize,
+        k: usize,
+    ) f64,
+    comptime run: Run,
+    limit: f64,
+) !void {
+    const n = 40;
+    const cols = 768;
+    const w = try make(kind, n, cols);
+    const x = try row(cols);
+    const norm = try floats(cols, 0.5, 1.5);
+    var out: [n]f32 = @splat(std.math.nan(f32));
+    run(&.{.{
+        .w = w.ptr,
+        .x = x.ptr,
+        .norm_weight = norm.ptr,
+        .out = &out,
+        .n = n,
+        .k = cols,
+        .mode = 1,
+        .out_f32 = 1,
+        .type = kind,
+    }}, &.{});
+    var squares: f64 = 0;
+    for (x) |v| squares += support.value(v) * support.value(v);
+    const scale = 1 / @sqrt(squares / cols + 1e-5);
+    var off: support.Error = .{};
+    for (out, 0..) |got, i| {
+        var sum: f64 = 0;
+        for (x, norm, 0..) |v, by, k|
+            sum += support.value(v) * scale * by * number(kind, w, .{ n, cols }, i, k);
+        off.add(got, sum);
+    }
+    try off.expect(limit);
+}
+
 /// Two layers as one chain, and as launches of their own: whether all that stays has the same bits.
 pub fn expectSameBits(
     kinds: [2][4]usize,
-    comptime make: fn (kind: usize, n: usize, cols: usize) anyerror![]u8,
-    comptime run: fn (of: []const Product, states: []const State) void,
+    comptime make: Make,
+    comptime run: Run,
 ) !void {
     const v: Values = .{
         .x = try row(hidden),

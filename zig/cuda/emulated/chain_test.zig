@@ -23,7 +23,8 @@ fn stepBytes(d: DType) usize {
     return 16 * block.rowBytes(d, panels.columns(d));
 }
 
-fn weight(d: DType, n: usize, cols: usize) ![]u8 {
+fn weight(kind: usize, n: usize, cols: usize) anyerror![]u8 {
+    const d = types[kind];
     const row_bytes = block.rowBytes(d, cols);
     const src = try chain.arena.allocator().alloc(u8, n * row_bytes);
     random.random().bytes(src);
@@ -41,8 +42,8 @@ fn weight(d: DType, n: usize, cols: usize) ![]u8 {
     }
     return w;
 }
-fn kindWeight(kind: usize, n: usize, cols: usize) ![]u8 {
-    return weight(types[kind], n, cols);
+fn number(comptime kind: usize, w: []const u8, size: [2]usize, i: usize, k: usize) f64 {
+    return panels.value(types[kind], w, i, k, size[1]);
 }
 
 fn run(of: []const Product, states: []const State) void {
@@ -65,43 +66,13 @@ fn run(of: []const Product, states: []const State) void {
 test "a product in a chain's kernel is near its sum" {
     chain.arena = .init(testing.allocator);
     defer chain.arena.deinit();
-    const n = 40;
-    const cols = 768;
-    inline for (types, 0..) |d, t| {
-        const w = try weight(d, n, cols);
-        const x = try chain.row(cols);
-        const norm = try chain.floats(cols, 0.5, 1.5);
-        var out: [n]f32 = @splat(std.math.nan(f32));
-        run(&.{.{
-            .w = w.ptr,
-            .x = x.ptr,
-            .norm_weight = norm.ptr,
-            .out = &out,
-            .n = n,
-            .k = cols,
-            .mode = 1,
-            .out_f32 = 1,
-            .type = @intCast(t),
-        }}, &.{});
-        var squares: f64 = 0;
-        for (x) |v| squares += support.value(v) * support.value(v);
-        const scale = 1 / @sqrt(squares / cols + 1e-5);
-        var off: support.Error = .{};
-        for (out, 0..) |got, i| {
-            var sum: f64 = 0;
-            for (x, norm, 0..) |v, by, k| {
-                sum += support.value(v) * scale * by * panels.value(d, w, i, k, cols);
-            }
-            off.add(got, sum);
-        }
-        try off.expect(5e-5);
-    }
+    inline for (0..types.len) |kind| try chain.expectNear(kind, weight, number, run, 5e-5);
 }
 
 test "a chain of layers gives the bits of its products and states one by one" {
     chain.arena = .init(testing.allocator);
     defer chain.arena.deinit();
-    try chain.expectSameBits(.{ .{ 0, 2, 1, 4 }, .{ 1, 4, 0, 3 } }, kindWeight, run);
+    try chain.expectSameBits(.{ .{ 0, 2, 1, 4 }, .{ 1, 4, 0, 3 } }, weight, run);
 }
 
 test "a chain may begin with products of one x" {
@@ -113,7 +84,7 @@ test "a chain may begin with products of one x" {
     var of: [4]Product = undefined;
     const sizes = [4]usize{ into, into, hidden, into };
     for (&of, [_]usize{ 2, 4, 2, 0 }, sizes, 0..) |*p, kind, n, i| p.* = .{
-        .w = (try weight(types[kind], n, hidden)).ptr,
+        .w = (try weight(kind, n, hidden)).ptr,
         .x = x.ptr,
         .norm_weight = norm.ptr,
         .out = out[if (i < 2) i * into else 2 * into..].ptr,

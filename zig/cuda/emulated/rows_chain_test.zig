@@ -15,8 +15,8 @@ const random = &support.random;
 const blocks = 3;
 const types = [_]DType{ .bf16, .f8_e4m3 };
 
-fn weight(d: DType, n: usize, cols: usize) ![]u8 {
-    if (d == .bf16) {
+fn weight(kind: usize, n: usize, cols: usize) anyerror![]u8 {
+    if (types[kind] == .bf16) {
         const w = try chain.row(n * cols);
         for (w) |*v| v.* = support.bf16(@floatCast(0.05 * support.value(v.*)));
         return std.mem.sliceAsBytes(w);
@@ -31,10 +31,11 @@ fn weight(d: DType, n: usize, cols: usize) ![]u8 {
     };
     return w;
 }
-fn number(d: DType, w: []const u8, n: usize, cols: usize, i: usize, k: usize) f64 {
-    const at = i * cols + k;
-    if (d == .bf16) return support.value(std.mem.readInt(u16, w[at * 2 ..][0..2], .little));
-    const head = (n + 15) / 16 * 64;
+fn number(comptime kind: usize, w: []const u8, size: [2]usize, i: usize, k: usize) f64 {
+    const at = i * size[1] + k;
+    if (types[kind] == .bf16)
+        return support.value(std.mem.readInt(u16, w[at * 2 ..][0..2], .little));
+    const head = (size[0] + 15) / 16 * 64;
     const b: u32 = w[head + at];
     const bits = (b & 0x80) << 24 | (b & 0x7f) << 20;
     const scales: [*]const f32 = @ptrCast(@alignCast(w.ptr));
@@ -54,9 +55,6 @@ fn mapOf(p: Product) support.Map {
         .box_rows = 16,
         .item = if (e4m3) 1 else 2,
     };
-}
-fn kindWeight(kind: usize, n: usize, cols: usize) ![]u8 {
-    return weight(types[kind], n, cols);
 }
 fn run(of: []const Product, states: []const State) void {
     const Call = extern struct { maps: [40]support.Map, args: chain.Args };
@@ -79,41 +77,11 @@ fn run(of: []const Product, states: []const State) void {
 test "a product in a chain's kernel is near its sum" {
     chain.arena = .init(testing.allocator);
     defer chain.arena.deinit();
-    const n = 40;
-    const cols = 768;
-    inline for (types, 0..) |d, t| {
-        const w = try weight(d, n, cols);
-        const x = try chain.row(cols);
-        const norm = try chain.floats(cols, 0.5, 1.5);
-        var out: [n]f32 = @splat(std.math.nan(f32));
-        run(&.{.{
-            .w = w.ptr,
-            .x = x.ptr,
-            .norm_weight = norm.ptr,
-            .out = &out,
-            .n = n,
-            .k = cols,
-            .mode = 1,
-            .out_f32 = 1,
-            .type = @intCast(t),
-        }}, &.{});
-        var squares: f64 = 0;
-        for (x) |v| squares += support.value(v) * support.value(v);
-        const scale = 1 / @sqrt(squares / cols + 1e-5);
-        var off: support.Error = .{};
-        for (out, 0..) |got, i| {
-            var sum: f64 = 0;
-            for (x, norm, 0..) |v, by, k| {
-                sum += support.value(v) * scale * by * number(d, w, n, cols, i, k);
-            }
-            off.add(got, sum);
-        }
-        try off.expect(3e-3);
-    }
+    inline for (0..types.len) |kind| try chain.expectNear(kind, weight, number, run, 3e-3);
 }
 
 test "a chain of layers in rows gives the bits of its products and states one by one" {
     chain.arena = .init(testing.allocator);
     defer chain.arena.deinit();
-    for (0..types.len) |kind| try chain.expectSameBits(@splat(@splat(kind)), kindWeight, run);
+    for (0..types.len) |kind| try chain.expectSameBits(@splat(@splat(kind)), weight, run);
 }

@@ -1,6 +1,6 @@
 //! The chain of products of one row with weights in rows, and of states between them
-//! (kernels/rows_chain_sm90.cu), run on the CPU: one product against sums in f64 and against the
-//! kernel that does it alone, and a chain of two layers against its products and states one by one.
+//! (kernels/rows_chain_sm90.cu), run on the CPU: one product against sums in f64, and a chain of
+//! two layers against its products and states one by one, bit for bit.
 
 const std = @import("std");
 const command = @import("command");

@@ -70,8 +70,8 @@ fn isFast(t: *const Task) bool {
 }
 
 /// What decoding leaves of the spans of keys, where every sequence has one token.
-fn workspace(t: *const Task) usize {
-    return if (isFast(t)) decode.workspace(t) else 0;
+fn workspace(t: *const Task, gpu: *const k.Gpu) usize {
+    return if (isFast(t)) decode.workspace(t, gpu) else 0;
 }
 
 fn attention(t: *const Task, s: *Stream) void {

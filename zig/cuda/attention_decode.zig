@@ -21,16 +21,21 @@ fn hopperBytes(group: u32) u32 {
 const hopper_groups = 16;
 /// Spans for which a warp adds up a head.
 const few_splits = 32;
-/// Spans that there is room for: half a million keys, or 32 thousand in a batch.
-fn splitsMax(t: *const Task) usize {
+fn isHopper(gpu: *const k.Gpu) bool {
+    return gpu.capability == 90;
+}
+/// What there is room for: groups, or on other cards spans of half a million keys, in a batch of 32
+/// thousand.
+fn splitsMax(t: *const Task, gpu: *const k.Gpu) usize {
+    if (isHopper(gpu)) return hopper_groups;
     return if (t.capacity[@intFromEnum(command.Rows.seqs)] <= 8) 1024 else 64;
 }
 
 /// What every block leaves of its spans; nothing where sequences may have more tokens than one.
-pub fn workspace(t: *const Task) usize {
+pub fn workspace(t: *const Task, gpu: *const k.Gpu) usize {
     const seqs: usize = t.capacity[@intFromEnum(command.Rows.seqs)];
     if (t.capacity[@intFromEnum(command.Rows.tokens)] != seqs) return 0;
-    return seqs * t.attrs[0] * splitsMax(t) * span_floats * 4;
+    return seqs * t.attrs[0] * splitsMax(t, gpu) * span_floats * 4;
 }
 
 const Args = extern struct {
@@ -66,9 +71,12 @@ const CombineArgs = extern struct {
 
 /// Whether it could: there is work space, and a kernel for so many heads in a group.
 pub fn launch(t: *const Task, s: *Stream) bool {
-    const splits = k.blocks(t.step.max_pages * command.page_tokens, span_keys);
     if (t.capacity[@intFromEnum(command.Rows.tokens)] !=
-        t.capacity[@intFromEnum(command.Rows.seqs)] or splits > splitsMax(t)) return false;
+        t.capacity[@intFromEnum(command.Rows.seqs)]) return false;
+    const on_hopper = isHopper(s.gpu);
+    const spans = k.blocks(t.step.max_pages * command.page_tokens, span_keys);
+    const splits = if (on_hopper) @min(hopper_groups, spans) else spans;
+    if (splits > splitsMax(t, s.gpu)) return false;
     const a: Args = .{
         .q = k.at(t, 0),
         .k_pages = k.at(t, 1),
@@ -83,12 +91,12 @@ pub fn launch(t: *const Task, s: *Stream) bool {
         .q_stride = k.stride(t, 0),
         .out_stride = k.stride(t, 3),
         .max_pages = @intCast(t.step.max_pages),
-        .max_splits = @intCast(splits),
+        .max_splits = if (on_hopper) hopper_groups else @intCast(splits),
         .scale = t.attrF(3),
         .seqs = @intCast(t.step.n_seqs),
     };
     inline for (.{ 1, 2, 4, 8 }) |group| if (t.attrs[0] / t.attrs[1] == group) {
-        if (s.gpu.capability == 90) hopper(t, s, a, group) else {
+        if (on_hopper) hopper(t, s, a, splits, group) else {
             const name = comptime k.name("attention_decode_{d}_bf16", .{group});
             const grid = [3]u32{ splits, t.attrs[1], t.step.n_seqs };
             s.launch("attention_decode", name, grid, 128, .{a}, .{ .shared_bytes = shared_bytes });
@@ -100,11 +108,8 @@ pub fn launch(t: *const Task, s: *Stream) bool {
     return false;
 }
 
-fn hopper(t: *const Task, s: *Stream, of: Args, comptime group: u32) void {
-    const groups = @min(hopper_groups, @as(u32, @intCast(of.max_splits)));
+fn hopper(t: *const Task, s: *Stream, a: Args, groups: u32, comptime group: u32) void {
     const items = groups * t.attrs[1] * t.step.n_seqs;
-    var a = of;
-    a.max_splits = hopper_groups;
     const half = head_dim / 2; // a key is two rows of the maps: its pages come in one piece
     const page_rows: u64 = @intCast(@divExact(k.pageStride(t, 1), half));
     const rows = (s.pages -| 1) * page_rows + t.attrs[1] * command.page_tokens * 2;

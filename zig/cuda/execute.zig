@@ -32,7 +32,7 @@ pub const Body = struct {
         var workspace: u64 = 0;
         for (plan.tasks) |*task| {
             const of = main.kernels.get(task.op).workspace orelse continue;
-            workspace = @max(workspace, of(task));
+            workspace = @max(workspace, of(task, gpu));
         }
         var b: Body = .{};
         errdefer b.free();

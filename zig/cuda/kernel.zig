@@ -7,6 +7,7 @@ const stream = @import("stream.zig");
 const cpu_kernel = @import("../cpu/kernel.zig");
 pub const Task = cpu_kernel.Task;
 pub const Step = cpu_kernel.Step;
+pub const Gpu = @import("gpu.zig").Gpu;
 pub const Stream = stream.Stream;
 pub const Extra = stream.Extra;
 pub const blocks = stream.blocks;
@@ -15,7 +16,7 @@ pub const Kernel = struct {
     /// Enqueues the kernels of one command for the run that the task's step tells.
     launch: *const fn (t: *const Task, s: *Stream) void,
     /// Bytes of zeroed memory that the command keeps from run to run, at the plan's capacities.
-    workspace: ?*const fn (t: *const Task) usize = null,
+    workspace: ?*const fn (t: *const Task, gpu: *const Gpu) usize = null,
 };
 
 pub fn dtype(t: *const Task, i: usize) command.DType {

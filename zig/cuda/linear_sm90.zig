@@ -155,7 +155,7 @@ pub fn gemmArgs(p: Product) GemmArgs {
 }
 
 /// Memory for the sums of a product that several blocks have parts of.
-pub fn workspace(t: *const Task) usize {
+pub fn workspace(t: *const Task, _: *const k.Gpu) usize {
     const w = k.dtype(t, 1);
     if (block.is(w)) return blocks.workspace(t);
     const fast = k.dtype(t, 0) == .bf16 and (w == .bf16 or w == .f8_e4m3);

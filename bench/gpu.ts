@@ -170,17 +170,23 @@ async function decodeLine(setting: Setting, batch: number, prompt = prompt_token
   const ids = promptIds(prompt, shape.vocab_size);
   const input_ids = new Array<number[]>(batch).fill(ids);
   const steps: number[] = [];
+  const closings: number[] = [];
   let hash = "";
   for (let r = 0; r <= rounds; r++) {
     const seen: number[] = [];
     let start = 0;
+    let end = 0;
     let count = 0;
     for await (const step of model.stream({ input_ids, max_new_tokens, signal })) {
       seen.push(...step);
+      end = performance.now();
       // the first step loads kernels, the second makes the graph
-      if (++count === 4) start = performance.now();
+      if (++count === 4) start = end;
     }
-    if (r > 0) steps.push((performance.now() - start) / (count - 4));
+    if (r > 0) {
+      steps.push((end - start) / (count - 4));
+      closings.push(performance.now() - end); // the cache goes back: no step has it
+    }
     const found = hashOf(Int32Array.from(seen));
     if (r > 0 && found !== hash) throw new Error(`Expected ids of hash ${hash}, found ${found}`);
     hash = found;
@@ -201,6 +207,7 @@ async function decodeLine(setting: Setting, batch: number, prompt = prompt_token
     share_read: rounded(bytes / step_ms * 1e3 / peaks.read_bytes_s),
     over_floor: rounded(step_ms / 1e3 / floor_s),
     rounds: steps.map((ms) => rounded(ms)),
+    closing_ms: rounded(median(closings)),
     hash,
   });
   return { ms: step_ms, context };

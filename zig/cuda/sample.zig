@@ -76,14 +76,19 @@ fn warp(t: *const Task, s: *Stream) void {
     s.launch("sample", "logits_warp_f32", .{ k.rows(t, 0), 1, 1 }, 1024, .{a}, .{});
 }
 
-/// Rows up to which their blocks leave most multiprocessors idle: eight search each row's best.
-const searched_rows_max = 8;
+/// Blocks that search a row's best together: rows alone leave most multiprocessors idle, and each
+/// block still finds a place.
+fn searching(n: u32) u32 {
+    if (n <= 8) return 8;
+    if (n <= 16) return 4;
+    return if (n <= 64) 2 else 1;
+}
 
 fn sample(t: *const Task, s: *Stream) void {
     const a = arguments(t, null, 0);
     const rows = k.rows(t, 0);
-    const together = s.gpu.capability == 90 and rows <= searched_rows_max;
-    const extra: k.Extra = .{ .cluster = if (together) 8 else 0 };
-    const grid = [3]u32{ if (together) 8 * rows else rows, 1, 1 };
+    const together = if (s.gpu.capability == 90) searching(rows) else 1;
+    const extra: k.Extra = .{ .cluster = if (together > 1) together else 0 };
+    const grid = [3]u32{ together * rows, 1, 1 };
     s.launch("sample", "sample_f32", grid, 1024, .{a}, extra);
 }

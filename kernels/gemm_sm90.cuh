@@ -8,7 +8,7 @@ struct GemmArgs {
     const bf16* residual;       // (M,N) or null
     int m, n, k;                // swiglu: n counts outputs
     int residual_stride;
-    bf16* out;                  // floats, and tiles that are no multiple of 64 columns, are stored without a map
+    bf16* out;
     int out_stride;
     float* sums;                // SPLIT: 2 * 128 * 256 floats a cluster
 };
@@ -22,8 +22,8 @@ DEVICE const GemmArgs& gemm_args(const GemmArgs& a) { return a; }
 DEVICE const GemmArgs& gemm_args(const Fp8Args& a) { return a.of; }
 
 #if HOPPER
-constexpr int BM = 128, A_BYTES = BM * 128, OUT_BYTES = 64 * 64 * 2;  // 128 bytes of k a stage
-constexpr int OFF_OUT = 196608, OFF_BAR = OFF_OUT + 4 * OUT_BYTES;
+constexpr int BM = 128, A_BYTES = BM * 128;  // 128 bytes of k a stage
+constexpr int OFF_BAR = 229376;
 constexpr int BAND = 8;  // pairs of row tiles in a band
 
 struct Walk {
@@ -42,15 +42,31 @@ template <int SPLIT> DEVICE void gemm_meet(int of) {
     while ((int)(count_now(gemm_met + of) - all) < 0) {}
 }
 
+// Of a 4 x 4 matrix of words, a row a lane of four neighbours: its transpose.
+DEVICE void transpose4(uint32_t* w) {
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const uint32_t other = __shfl_xor_sync(~0u, odd ? w[i] : w[i + 1], 1);
+        w[i] = odd ? other : w[i], w[i + 1] = odd ? w[i + 1] : other;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint32_t other = __shfl_xor_sync(~0u, high ? w[i] : w[i + 2], 2);
+        w[i] = high ? other : w[i], w[i + 2] = high ? w[i + 2] : other;
+    }
+}
+
 // PARTS: k in four parts, each from zero, whose sums are added in order: the bits of linear_batch_sm90.cu.
 // SPLIT: k in 2 or 4 parts, of a cluster each, all of which run at once. Their sums meet in `sums`, where each finishes
 //   its share of the columns; four have the bits of PARTS.
+// LATER: a tile's results stay packed in registers until the next tile's first products run, between which they are
+//   stored and that tile's residual is read into their place. Where k is SPLIT a cluster has one tile.
 template <int BN, bool SWIGLU, bool FP8, bool PARTS = false, int SPLIT = 1, bool F32 = false, typename ARGS>
-DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const CUtensorMap* mo,
-                 const ARGS& args) {
+DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const ARGS& args) {
     const GemmArgs& a = gemm_args(args);
     constexpr int BK = FP8 ? 128 : 64;
-    constexpr int B_BYTES = BN * 128, STAGE_BYTES = A_BYTES + B_BYTES, STAGES = OFF_OUT / STAGE_BYTES;
+    constexpr int B_BYTES = BN * 128, STAGE_BYTES = A_BYTES + B_BYTES, STAGES = OFF_BAR / STAGE_BYTES;
     constexpr int FULL = 0, EMPTY = 8 * STAGES, ACC = BN / 2, SUMS = PARTS ? ACC : 1;
     DYNAMIC_SHARED(raw);
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, bars = smem + OFF_BAR;
@@ -59,11 +75,12 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) mbar_init(bars + FULL + 8 * i, 1), mbar_init(bars + EMPTY + 8 * i, 4);
         mbar_init_fence();
-        tma_prefetch_map(mx), tma_prefetch_map(mw), tma_prefetch_map(mw2), tma_prefetch_map(mo);
+        tma_prefetch_map(mx), tma_prefetch_map(mw), tma_prefetch_map(mw2);
     }
     cluster_sync();
     const int m = a.m;
-    constexpr int TILE_N = SWIGLU ? BN / 2 : BN, PART = TILE_N % 64 ? 56 : 64;  // columns stored at a time
+    constexpr int TILE_N = SWIGLU ? BN / 2 : BN, PIECES = (TILE_N + 31) / 32 * 2;  // 8 rows of 32 columns a warp
+    constexpr bool LATER = SPLIT == 1 && !F32;
     Walk walk;
     walk.pairs = (m + 2 * BM - 1) / (2 * BM), walk.cols = (a.n + TILE_N - 1) / TILE_N;
     walk.total = walk.pairs * walk.cols * SPLIT;
@@ -100,43 +117,78 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
         regs_grow<232>();
         pdl_wait();
         const int tid = threadIdx.x & 127, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
-        const int which = group - 1, mat = lane >> 3, r8 = lane & 7;
-        const uint32_t out = smem + OFF_OUT + which * 2 * OUT_BYTES;
+        const int which = group - 1;
+        // The stage before `st`.
         auto release = [&](int st) {
-            if (tid < 2) mbar_arrive_cluster(bars + EMPTY + 8 * st, tid);
+            if (tid < 2) mbar_arrive_cluster(bars + EMPTY + 8 * (st == 0 ? STAGES - 1 : st - 1), tid);
         };
         const uint64_t desc_a = wgmma_desc(smem + which * (A_BYTES / 2), 0);
         const uint64_t desc_b = wgmma_desc(smem + A_BYTES, 0);
-        int st = 0, phase = 0, turn = 0;
+        int st = 0, phase = 0;
+        // Packed results (or the residual they are added to) of piece e: row 8 (e & 1), four columns of each eighth of
+        // its 32. `store` gives each lane eight neighbours.
+        uint32_t held[PIECES][4];
+        int held_row = m, held_col = 0;  // m: nothing is held
+        const bool adds = !SWIGLU && a.residual;
+        auto store = [&](int e) {
+            const int row = held_row + 8 * (e & 1), c = held_col + 32 * (e >> 1);
+            transpose4(held[e]);
+            if (row < m && c < a.n && (TILE_N % 32 == 0 || 32 * (e >> 1) + 8 * t < TILE_N))
+                *(uint4*)(a.out + (size_t)row * a.out_stride + c) = make_uint4(held[e][0], held[e][1], held[e][2], held[e][3]);
+        };
         for (int i = first; i < walk.total; i += stride) {
             int pair, col;
             walk.at(i / SPLIT, pair, col);
             const int share = i % SPLIT, begin = share * per, end = min(begin + per, blocks_k);
+            const int i0 = (2 * pair + rank) * BM + which * 64 + 16 * warp + g;
+            auto ask = [&](int e) {
+                const int row = i0 + 8 * (e & 1), c = col * TILE_N + 8 * t + 32 * (e >> 1);
+                uint4 u = make_uint4(0, 0, 0, 0);
+                if (row < m && c < a.n) u = load_cg(a.residual + (size_t)row * a.residual_stride + c);
+                held[e][0] = u.x, held[e][1] = u.y, held[e][2] = u.z, held[e][3] = u.w;
+            };
             float acc[ACC], total[SUMS];
-            int before = -1, edge = (blocks_k + 3) / 4;
+            int edge = (blocks_k + 3) / 4;
             const int part = edge;
-            if (PARTS)
-#pragma unroll
-                for (int j = 0; j < ACC; j++) acc[j] = 0;
-            for (int k = begin; k < end; k++) {
+            auto block = [&](int k) {
                 mbar_wait(bars + FULL + 8 * st, phase);
                 const uint64_t at = desc_a + (uint64_t)(st * (STAGE_BYTES >> 4));
                 const uint64_t bt = desc_b + (uint64_t)(st * (STAGE_BYTES >> 4));
                 wgmma_touch<ACC>(acc);
                 wgmma_fence();
 #pragma unroll
-                for (int j = 0; j < 4; j++)
-                    if (FP8) BN == 256 ? wgmma_n256_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > begin)
-                                       : wgmma_n128_e4m3(acc, at + 2 * j, bt + 2 * j, k + j > begin);
-                    else if (BN == 256) wgmma_n256_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > begin);
-                    else if (BN == 224) wgmma_n224_ss<0>(acc, at + 2 * j, bt + 2 * j, k + j > begin);
-                    else wgmma_n128_ss<0>(acc, at + 2 * j, bt + 2 * j, PARTS || k + j > begin);
+                for (int j = 0; j < 4; j++) {
+                    const int keep = PARTS || k + j > begin;
+                    if (FP8) BN == 256 ? wgmma_n256_e4m3(acc, at + 2 * j, bt + 2 * j, keep)
+                                       : wgmma_n128_e4m3(acc, at + 2 * j, bt + 2 * j, keep);
+                    else if (BN == 256) wgmma_n256_ss<0>(acc, at + 2 * j, bt + 2 * j, keep);
+                    else if (BN == 224) wgmma_n224_ss<0>(acc, at + 2 * j, bt + 2 * j, keep);
+                    else if (BN == 192) wgmma_n192_ss<0>(acc, at + 2 * j, bt + 2 * j, keep);
+                    else wgmma_n128_ss<0>(acc, at + 2 * j, bt + 2 * j, keep);
+                }
                 wgmma_commit();
                 wgmma_wait<1>();
-                if (before >= 0) release(before);
-                before = st;
+                if (k > begin) release(st);
                 if (++st == STAGES) st = 0, phase ^= 1;
-                if (PARTS && (k + 1 == edge || k + 1 == blocks_k)) {
+            };
+            if (PARTS)
+#pragma unroll
+                for (int j = 0; j < ACC; j++) acc[j] = 0;
+            if (SPLIT > 1 && adds)
+#pragma unroll
+                for (int e = 0; e < PIECES; e++)
+                    if (e * SPLIT / PIECES == share) ask(e);
+            int k = begin;
+            const int stop = PARTS ? min(part, end) : end;
+            if (LATER)
+#pragma unroll
+                for (int e = 0; e < PIECES; e++) {
+                    if (k < stop) block(k++);
+                    store(e);
+                    if (adds) ask(e);
+                }
+            for (; k < end; k++) {
+                if (PARTS && k == edge) {
                     wgmma_wait<0>();
                     wgmma_touch<ACC>(acc);
 #pragma unroll
@@ -146,13 +198,14 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
                     }
                     edge += part;
                 }
+                block(k);
             }
             wgmma_wait<0>();
             wgmma_touch<ACC>(acc);
-            release(before);
+            release(st);
             if (PARTS)
 #pragma unroll
-                for (int j = 0; j < ACC; j++) acc[j] = total[j % SUMS];
+                for (int j = 0; j < ACC; j++) acc[j] = edge == part ? acc[j] : total[j % SUMS] + acc[j];
             if constexpr (SPLIT > 1) {
                 constexpr int FOURS = ACC / 4, OWN = FOURS / SPLIT;
                 const int place = (i / SPLIT * 2 + rank) * 2 + which;
@@ -180,75 +233,50 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
                 }
             }
 
-            const int row0 = (2 * pair + rank) * BM + which * 64, i0 = row0 + 16 * warp + g;
-            float sx[2] = {1, 1};
-            if constexpr (FP8) sx[0] = i0 < m ? args.x_scale[i0] : 0, sx[1] = i0 + 8 < m ? args.x_scale[i0 + 8] : 0;
+            held_row = i0, held_col = col * TILE_N + 8 * t;
+            // Two neighbours of row i0 + 8 r, in columns 8 n + 2 t of the tile (and their up halves): acc[4 n + 2 r].
+            const int c0 = col * TILE_N + 2 * t;
+            if constexpr (FP8) {
+                const float sx[2] = {i0 < m ? args.x_scale[i0] : 0, i0 + 8 < m ? args.x_scale[i0 + 8] : 0};
 #pragma unroll
-            for (int q = 0; q < TILE_N / PART; q++) {
-                if (SPLIT > 1 && q * SPLIT / (TILE_N / PART) != share) continue;
-                const int col0 = col * TILE_N + q * PART;
-                const uint32_t buf = out + turn * OUT_BYTES;
-                turn ^= 1;
-                if (PART == 64 && !F32 && tid == 0) tma_wait_read<1>();  // the store that used this buffer before has read it
-                if (!F32) named_sync(1 + which, 128);
-                float v[32];
-#pragma unroll
-                for (int n = 0; n < PART / 8; n++) {
-                    const int c = col0 + 8 * n + 2 * t, r = 4 * (PART / 8 * q + n);
-                    float b0 = 0, b1 = 0;
-                    if (a.bias && c < a.n) b0 = a.bias[c], b1 = a.bias[c + 1];
-#pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        float s = acc[r + j], u = acc[(r + j + ACC / 2) % ACC];
-                        if constexpr (FP8) {
-                            if (c < a.n) {
-                                s *= sx[j >> 1] * args.w_scale[c + (j & 1)];
-                                if (SWIGLU) u *= sx[j >> 1] * args.w2_scale[c + (j & 1)];
-                            }
-                        }
-                        s += j & 1 ? b1 : b0;
-                        v[4 * n + j] = SWIGLU ? silu(s) * u : s;
-                    }
-                    if (a.residual && c < a.n) {
-                        const bf16* p = a.residual + (size_t)i0 * a.residual_stride + c;
-                        uint32_t u = i0 < m ? *(const uint32_t*)p : 0;
-                        uint32_t w = i0 + 8 < m ? *(const uint32_t*)(p + 8 * (size_t)a.residual_stride) : 0;
-                        v[4 * n] += bf_lo(u), v[4 * n + 1] += bf_hi(u);
-                        v[4 * n + 2] += bf_lo(w), v[4 * n + 3] += bf_hi(w);
-                    }
-                    if (F32 && c < a.n) {
-                        float* p = (float*)a.out + (size_t)i0 * a.out_stride + c;
-                        if (i0 < m) *(float2*)p = make_float2(v[4 * n], v[4 * n + 1]);
-                        if (i0 + 8 < m) *(float2*)(p + 8 * (size_t)a.out_stride) = make_float2(v[4 * n + 2], v[4 * n + 3]);
-                    }
-                }
-                if (F32) continue;
-                const int row = 16 * warp + (mat & 1) * 8 + r8;
-#pragma unroll
-                for (int n = 0; n < PART / 8; n += 2) {
-                    const int other = n + 1 < PART / 8 ? n + 1 : n;  // an odd one is written twice
-                    stmatrix4(buf + row * 128 + (((n + (mat >> 1) * (other - n)) ^ r8) << 4),
-                              pack_bf16(v[4 * n], v[4 * n + 1]), pack_bf16(v[4 * n + 2], v[4 * n + 3]),
-                              pack_bf16(v[4 * other], v[4 * other + 1]), pack_bf16(v[4 * other + 2], v[4 * other + 3]));
-                }
-                if (PART == 64) fence_async_smem();
-                named_sync(1 + which, 128);
-                if (PART == 64) {
-                    if (tid == 0) {
-                        if (row0 < m && col0 < a.n) tma_store(mo, buf, col0, row0);
-                        tma_commit();
-                    }
-                } else {
-#pragma unroll
-                    for (int i = tid; i < 64 * (PART / 8); i += 128) {
-                        const int row = i / (PART / 8), piece = i % (PART / 8), c = col0 + piece * 8;
-                        const uint4 o = lds128(buf + row * 128 + ((piece ^ (row & 7)) << 4));
-                        if (row0 + row < m && c < a.n) *(uint4*)(a.out + (size_t)(row0 + row) * a.out_stride + c) = o;
-                    }
+                for (int j = 0; j < ACC; j++) {
+                    const int n = j / 4 % (TILE_N / 8), c = c0 + 8 * n + (j & 1);
+                    const float* scale = j < TILE_N / 2 ? args.w_scale : args.w2_scale;
+                    acc[j] *= sx[j >> 1 & 1] * (c < a.n ? scale[c] : 0);
                 }
             }
+            if (a.bias)
+#pragma unroll
+                for (int n = 0; n < TILE_N / 8; n++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+                        if (c0 + 8 * n < a.n) acc[4 * n + j] += a.bias[c0 + 8 * n + (j & 1)];
+#pragma unroll
+            for (int e = 0; e < PIECES; e++) {
+                if (SPLIT > 1 && e * SPLIT / PIECES != share) continue;
+                const int r = e & 1, row = i0 + 8 * r;
+                if (adds && !F32) transpose4(held[e]);
+#pragma unroll
+                for (int b = 0; b < 4; b++) {
+                    const int n = 4 * (e >> 1) + b, at = 4 * n + 2 * r, c = c0 + 8 * n;
+                    if (8 * n >= TILE_N) continue;
+                    float x = acc[at], y = acc[at + 1];
+                    if (SWIGLU) x = silu(x) * acc[(at + ACC / 2) % ACC], y = silu(y) * acc[(at + 1 + ACC / 2) % ACC];
+                    if (F32) {
+                        if (row >= m || c >= a.n) continue;
+                        const uint32_t u = adds ? *(const uint32_t*)(a.residual + (size_t)row * a.residual_stride + c) : 0;
+                        *(float2*)((float*)a.out + (size_t)row * a.out_stride + c) = make_float2(x + bf_lo(u), y + bf_hi(u));
+                        continue;
+                    }
+                    if (adds) x += bf_lo(held[e][b]), y += bf_hi(held[e][b]);
+                    held[e][b] = pack_bf16(x, y);
+                }
+                if (SPLIT > 1) store(e);
+            }
         }
-        if (tid == 0) tma_wait<0>();
+        if (LATER)
+#pragma unroll
+            for (int e = 0; e < PIECES; e++) store(e);
     }
     cluster_sync();
 }

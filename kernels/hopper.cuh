@@ -105,10 +105,6 @@ DEVICE void tma_load_multi(uint32_t dst, const CUtensorMap* map, int x, int y, u
                  ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst), "l"(map), "r"(x),
                  "r"(y), "r"(bar), "h"(mask) : "memory");
 }
-DEVICE void tma_store(const CUtensorMap* map, uint32_t src, int x, int y) {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
-                 "r"(x), "r"(y), "r"(src) : "memory");
-}
 // Bytes (a multiple of 16) that lie in one piece.
 DEVICE void bulk_load(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
@@ -126,12 +122,6 @@ DEVICE void store_kept(float4* p, float4 v) {
     asm volatile("st.global.L2::cache_hint.v4.f32 [%0], {%1,%2,%3,%4}, %5;" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z),
                  "f"(v.w), "l"(EVICT_LAST) : "memory");
 }
-DEVICE void tma_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Until all but N groups of this thread's stores have read their source.
-template <int N> DEVICE void tma_wait_read() {
-    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
-}
-template <int N> DEVICE void tma_wait() { asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory"); }
 DEVICE void tma_prefetch_map(const CUtensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

@@ -14,7 +14,7 @@
 //   In the model, 8192 rows with norms, H100 / H200: in_proj 1130 / 1123, out_proj 836 / 860, gate_up 1149 / 1143, down
 //   1086 / 1107 TFLOP/s; a prompt of 8192 53.6k / 56.2k tokens a second, 1.57 / 1.64 x bf16.
 //   Error of products over K = 14336: 3.3e-3, of which rounding to bf16 is 1.7e-3.
-// Launch: gemm as linear_gemm_sm90.cu, maps of bytes with boxes of 128 columns (out: bf16, 64 x 64);
+// Launch: gemm as linear_gemm_sm90.cu, maps of bytes with boxes of 128 columns;
 //   fp8_rows: 512 threads, grid (rows), K a multiple of 8 up to 16384.
 #include "gemm_sm90.cuh"
 
@@ -90,7 +90,7 @@ DEVICE void fp8_rows(const RowsArgs& a) {
         *(uint2*)(a.out + r * a.out_stride + c) = make_uint2(pack_e4m3(v), pack_e4m3(v + 4));
     }
 }
-#define GEMM_BODY(...) gemm<__VA_ARGS__>(&mx, &mw, &mw2, &mo, a)
+#define GEMM_BODY(...) gemm<__VA_ARGS__>(&mx, &mw, &mw2, a)
 #define ROWS_BODY fp8_rows(a)
 #else
 #define GEMM_BODY(...) asm volatile("trap;")
@@ -102,8 +102,7 @@ extern "C" __global__ void __launch_bounds__(512) fp8_rows_sm90(const __grid_con
 #define GEMM(NAME, ...)                                                                                     \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
         NAME(const __grid_constant__ CUtensorMap mx, const __grid_constant__ CUtensorMap mw,                \
-             const __grid_constant__ CUtensorMap mw2, const __grid_constant__ CUtensorMap mo,               \
-             const __grid_constant__ Fp8Args a) {                                                           \
+             const __grid_constant__ CUtensorMap mw2, const __grid_constant__ Fp8Args a) {                  \
         GEMM_BODY(__VA_ARGS__);                                                                             \
     }
 GEMM(gemm_256_e4m3, 256, false, true)

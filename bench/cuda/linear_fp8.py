@@ -44,9 +44,9 @@ def prepare(x, w, out, w2=None, bias=None, residual=None, wide=None, split=1):
     box = 128 if wide or split > 1 else 64
     two = w2 if w2 is not None else w
     maps = [d.tensor_map(x[0], m, k, 128, 128, item=1), d.tensor_map(w[0], n, k, 128, box, item=1),
-            d.tensor_map(two[0], n, k, 128, box, item=1), d.tensor_map(out, m, n, 64, 64)]
+            d.tensor_map(two[0], n, k, 128, box, item=1)]
     a = Args(d.ptr(bias), d.ptr(residual), m, n, k, residual.stride(0) if residual is not None else 0,
-             None, 0, d.ptr(linear_gemm.SUMS), d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]))
+             d.ptr(out), out.stride(0), d.ptr(linear_gemm.SUMS), d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]))
     tile = box if w2 is not None else 2 * box
     pairs = ((m + 255) // 256) * ((n + tile - 1) // tile) * split
     name = f"gemm_{'swiglu_' if w2 is not None else ''}{f'split_{split}' if split > 1 else 2 * box}_e4m3"

@@ -23,14 +23,14 @@ def prepare(x, w, out, w2=None, bias=None, residual=None, wide=None, parts=False
     if wide is None:  # narrow tiles where wide ones would leave clusters without work
         tiles = ((m + 255) // 256) * ((n * (2 if w2 is not None else 1) + 255) // 256)
         wide = tiles >= d.SMS // 2 * 3 // 4 and not parts
-    box = box or (128 if wide or split > 1 else 64)
+    box = box or (96 if parts and w2 is not None else 128 if wide or split > 1 else 64)
     maps = [d.tensor_map(x, m, k, 64, 128), d.tensor_map(w, n, k, 64, box),
-            d.tensor_map(w2 if w2 is not None else w, n, k, 64, box), d.tensor_map(out, m, n, 64, 64)]
+            d.tensor_map(w2 if w2 is not None else w, n, k, 64, box)]
     a = Args(d.ptr(bias), d.ptr(residual), m, n, k, residual.stride(0) if residual is not None else 0,
              d.ptr(out), out.stride(0), d.ptr(SUMS))
     tile = box if w2 is not None else 2 * box
     pairs = ((m + 255) // 256) * ((n + tile - 1) // tile) * split
-    kind = "parts" if parts else f"split_{split}" if split > 1 else 2 * box
+    kind = ("parts" if w2 is None else f"parts_{2 * box}") if parts else f"split_{split}" if split > 1 else 2 * box
     name = f"gemm_{'swiglu_' if w2 is not None else ''}{kind}_sm90_{'f32' if out.dtype == torch.float32 else 'bf16'}"
     return lambda: M.launch(name, (2 * min(d.SMS // 2, pairs),), 384, maps + [a], SMEM, cluster=2)
 
@@ -76,6 +76,8 @@ def test(small):
             torch.cuda.synchronize()
             d.check(f"gemm parts {name} {m}x{n}x{k}", d.error(again, ref), 5e-3)
             d.check(f"gemm parts {name} {m}x{n}x{k} as a batch", 0.0 if torch.equal(again, few) else 1.0, 0)
+            prepare(x, w, again.fill_(float("nan")), parts=True, box=64, **kw)()
+            d.check(f"gemm parts {name} {m}x{n}x{k} other tile", 0.0 if torch.equal(again, few) else 1.0, 0)
             for split in splits(m, n, k) if name != "swiglu" else []:
                 for _ in range(3):  # the counters go on
                     again = torch.full_like(out, float("nan"))

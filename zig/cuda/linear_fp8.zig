@@ -236,7 +236,6 @@ pub fn product(
         s.mapBytes(x.rows, rows, cols, cols, .{ 128, 128 }),
         s.mapBytes(w + scaleBytes(n), n, cols, cols, .{ 128, box }),
         s.mapBytes(w2 + scaleBytes(n), n, cols, cols, .{ 128, box }),
-        s.map(out, rows, n, @intCast(out_stride), .{ 64, 64 }),
         GemmArgs{ .of = sm90.gemmArgs(p), .x_scale = x.scales, .w_scale = w, .w2_scale = w2 },
     };
     const tile: usize = if (up == null) 2 * box else box;

@@ -208,17 +208,16 @@ fn gemm(p: Product, s: *Stream) void {
     const clusters = s.gpu.multiprocessors / 2;
     const parts = splitOf(p, s);
     const split = if (s.invariant) parts == 4 else parts > 1;
-    const wide = split or (isWide(t, p.up, s) and !s.invariant);
-    const box: u32 = if (!wide) 64 else if (p.up == null) 128 else swigluBox(rows, n, clusters);
+    const wide = split or (isWide(t, p.up, s) and (!s.invariant or p.up != null));
+    const box: u32 = if (!wide) 64 else if (p.up == null) 128 else swigluBox(rows, n, clusters, s);
     const weight = weightMap(t, box, s);
     const other = if (p.up) |up| weightMap(up, box, s) else weight;
     const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, 128 });
-    const out = s.map(p.out, rows, n, @intCast(p.out_stride), .{ 64, 64 });
     const tile: usize = if (p.up == null) 2 * box else box;
     const pairs = k.blocks(rows, 256) * k.blocks(n, tile) * if (split) parts else 1;
     const grid = [3]u32{ 2 * @min(clusters, pairs), 1, 1 };
     const extra: Extra = .{ .shared_bytes = gemm_shared_bytes, .cluster = 2 };
-    const args = .{ x, weight, other, out, gemmArgs(p) };
+    const args = .{ x, weight, other, gemmArgs(p) };
     const stem = "linear_gemm_sm90";
     if (split) {
         if (parts == 4) return s.launch(stem, "gemm_split_4_sm90_bf16", grid, 384, args, extra);
@@ -226,7 +225,9 @@ fn gemm(p: Product, s: *Stream) void {
     }
     if (s.invariant) { // the order of sums of `batch`
         if (p.up == null) return s.launch(stem, "gemm_parts_sm90_bf16", grid, 384, args, extra);
-        return s.launch(stem, "gemm_swiglu_parts_sm90_bf16", grid, 384, args, extra);
+        const name = "gemm_swiglu_parts_192_sm90_bf16";
+        if (box == 96) return s.launch(stem, name, grid, 384, args, extra);
+        return s.launch(stem, "gemm_swiglu_parts_128_sm90_bf16", grid, 384, args, extra);
     }
     if (p.up != null) {
         if (box == 128) return s.launch(stem, "gemm_swiglu_256_sm90_bf16", grid, 384, args, extra);
@@ -240,8 +241,13 @@ fn gemm(p: Product, s: *Stream) void {
 
 /// Outputs of a wide tile, by which all clusters end the sooner: 14336 outputs of 512 rows take 66
 /// clusters four rounds of 128 or of 112.
-fn swigluBox(rows: u32, n: usize, clusters: u32) u32 {
+fn swigluBox(rows: u32, n: usize, clusters: u32, s: *const Stream) u32 {
     const pairs = k.blocks(rows, 256);
+    if (s.invariant) { // of 192 and 128 columns; a column of the wider tile takes less time
+        const wide = k.blocks(pairs * k.blocks(n, 96), clusters) * 96 * 24;
+        const narrow = k.blocks(pairs * k.blocks(n, 64), clusters) * 64 * 25;
+        return if (wide < narrow) 96 else 64;
+    }
     const wide = k.blocks(pairs * k.blocks(n, 128), clusters) * 128;
     const less = k.blocks(pairs * k.blocks(n, 112), clusters) * 112;
     return if (less < wide) 112 else 128;

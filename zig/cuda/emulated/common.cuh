@@ -118,10 +118,8 @@ DEVICE void meet(Meeting& m, int of) { meet(m, of, [] {}); }
 DEVICE void __syncthreads() { meet(team().all, team().n_threads); }
 DEVICE void __syncwarp() { meet(team().warps[thread().number / 32], 32); }
 
-static void land_copies();  // what is still on its way when a thread ends
 static void thread_body() {
     kernel(arguments);
-    land_copies();
     thread().done = true, idle = 0;
     pass();
 }

@@ -132,38 +132,6 @@ DEVICE void tma_load_multi(uint32_t to, const CUtensorMap* map, int x, int y, ui
     for (int rank = 0; rank < cluster_blocks; rank++)
         if (mask >> rank & 1) load_later(cluster_first() + rank, to, map, x, y, bar);
 }
-// Stores of a thread, in groups; they read their source when they are waited for.
-struct Store { int thread; CUtensorMap map; uint32_t from; int x, y, group; };
-static Store stores[1024];
-static int n_stores, store_groups[1 << 13];
-DEVICE void tma_store(const CUtensorMap* map, uint32_t from, int x, int y) {
-    if (n_stores == 1024) fail("more stores on their way than expected");
-    stores[n_stores++] = {now, *map, from, x, y, store_groups[now]};
-}
-DEVICE void tma_commit() { store_groups[now]++; }
-template <int N> DEVICE void tma_wait_read() {
-    int kept = 0;
-    for (int i = 0; i < n_stores; i++) {
-        const Store s = stores[i];
-        if (s.thread != now || s.group + N >= store_groups[now]) {
-            stores[kept++] = s;
-            continue;
-        }
-        const CUtensorMap& m = s.map;
-        for (int r = 0; r < m.box_rows; r++)
-            for (int c = 0; c < m.box_cols; c++)
-                if (s.y + r < m.rows && s.x + c < m.cols)
-                    memcpy(m.base + ((s.y + r) * m.stride + s.x + c) * m.item,
-                           shared_at(swizzled(s.from + r * 128 + c * m.item)), m.item);
-    }
-    n_stores = kept;
-}
-template <int N> DEVICE void tma_wait() { tma_wait_read<N>(); }
-static void land_copies() {
-    for (int i = 0; i < n_stores; i++)
-        if (stores[i].thread == now) fail("it ends before its stores");
-}
-
 // ---- registers ----
 template <int N> DEVICE void regs_grow() {}
 template <int N> DEVICE void regs_shrink() {}

@@ -2,7 +2,6 @@
 // the kernels' sources into one folder.
 #define HOPPER 0
 #include "common.cuh"
-static void land_copies() {}
 #include "attention_decode.cuh"
 namespace combine_file {
 #include "attention_combine.cu"

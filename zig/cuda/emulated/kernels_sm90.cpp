@@ -31,7 +31,7 @@ namespace scan_file {
 // Tensor maps stand in front of a kernel's arguments.
 struct AttentionCall { CUtensorMap q, k, v; attention_file::AttentionArgs args; };
 struct DecodeCall { CUtensorMap k, v; decode_file::DecodeAttentionArgs args; };
-struct GemmCall { CUtensorMap x, w, w2, out; gemm_file::GemmArgs args; };
+struct GemmCall { CUtensorMap x, w, w2; gemm_file::GemmArgs args; };
 struct ScanCall { CUtensorMap x, b, c; scan_file::SsdArgs args; };
 struct BlocksCall { CUtensorMap x; blocks_file::BlocksGemmArgs args; };
 struct RowsCall { rows_file::ChainMaps maps; ChainArgs args; };
@@ -58,7 +58,7 @@ struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
     if (!strcmp(name, #NAME)) \
     return emulate([](const void* p) { \
         const GemmCall& c = *(const GemmCall*)p; \
-        gemm_file::NAME(c.x, c.w, c.w2, c.out, c.args); \
+        gemm_file::NAME(c.x, c.w, c.w2, c.args); \
     }, call, {x, 1, 1}, 384, x, 2)
 #define BATCH_CALL(NAME, THREADS) \
     if (!strcmp(name, #NAME)) \
@@ -103,7 +103,8 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     GEMM_CALL(gemm_swiglu_224_sm90_bf16);
     GEMM_CALL(gemm_swiglu_128_sm90_bf16);
     GEMM_CALL(gemm_parts_sm90_bf16);
-    GEMM_CALL(gemm_swiglu_parts_sm90_bf16);
+    GEMM_CALL(gemm_swiglu_parts_192_sm90_bf16);
+    GEMM_CALL(gemm_swiglu_parts_128_sm90_bf16);
     BATCH_CALL(linear_batch_8_bf16, 320);
     BATCH_CALL(linear_batch_64_bf16, 320);
     BATCH_CALL(linear_batch_128_bf16, 384);

@@ -7,19 +7,15 @@
 // Bytes moved: the file's (blocks_decode.cu). Floor: those over the read bandwidth.
 // Ideas: - as blocks_decode.cu, but in whole numbers (blocks_int8.cuh): half the instructions;
 //        - two groups of 8 warps a block share x, which is staged once;
-//        - a step of a panel lies in one piece, so one lane asks for all of it by one bulk copy;
-//        - every warp has a ring of its own that runs on across products and types, at the pace at which x is asked for.
-// Reached on an H200 (read 4.5 TB/s), a layer's products, its state left out: q8_0 80, q4_k 68, q6_k 73, our q4_k_m 67 %
-//   where f16 reached 81, 63, 68, 61 in the same run and single launches of blocks_decode.cu 75, 53, -, 55; lm_head's
-//   shape alone 91, 86 and q6_k 82 % (f16 91, 79, 87). What is missing: bench/results/gpu-decode.md.
-// blocks_chain_once tells L2 that weights are read once: q4_k and our q4_k_m 1.5 to 2 % faster, q8_0 with its states 0.8 %
-//   slower, hence both.
+//        - a step of a panel lies in one piece, so it comes by one bulk copy, of which L2 hears that it is read once;
+//        - every warp has a ring of its own that runs on across products and types (chain_ring.cuh).
+// Reached on an H200, of the read bandwidth, a layer with its state: our q4_k_m 74 %, q4_k 73, q8_0 83; lm_head's shape
+//   alone: q8_0 95, q4_k 89, q6_k 91. What is missing: bench/results/gpu-decode.md.
 // Tried: sums of a panel without a barrier of its warps (mbarriers, eight panels deep): q4_k 53.5 -> 54 us; the panels
 //   left in the end shared by both groups: q4_k_m's 58 -> 61.7, SwiGLU's two matrices alone no change; x by warps of its
-//   own to a second place (q8_0 79.8 -> 76.5, q4_k 50.1 -> 55); fewer slots on their way; eight warps for states, for which
-//   products had 88 registers a thread (a layer without states 52.4 -> 54.8).
-// Launch: 640 threads, grid = multiprocessors; dynamic smem Fixed + 16 * `ring` + 2.5 K for the widest K; `ring` a
-//   multiple of `slot`, which is the largest step of the types; at most 8 slots.
+//   own to a second place (q8_0 79.8 -> 76.5, q4_k 50.1 -> 55).
+// Launch: 768 threads, grid = multiprocessors; dynamic smem Fixed + 16 * `ring` + 2.5 K for the widest K; `ring` a
+//   multiple of 64, two steps of the widest type at least, less than 16384.
 #include "chain.cuh"
 #include "blocks_int8.cuh"
 
@@ -28,11 +24,12 @@ struct alignas(128) Fixed {
     float red[GROUPS][2][WARPS][2][16];
     float squares[SQUARES][WARPS];
     float rstd[GROUPS];
-    uint64_t full[GROUPS * WARPS][SLOTS_MAX];
+    uint64_t begun;  // products whose x is there
+    Bars bars[GROUPS * WARPS];
     alignas(16) uint32_t zeros[ZEROS / 4];
     SsmShared state;
 };
-static_assert(sizeof(Fixed) == 7296, "as zig/cuda/chain_wire.zig has it");
+static_assert(sizeof(Fixed) == 8448, "as zig/cuda/chain_ring.zig has it");
 
 DEVICE int step_columns(int type) { return type >= Q4_K ? 256 : 128; }
 DEVICE int step_bytes(int type) {
@@ -42,33 +39,38 @@ DEVICE int step_bytes(int type) {
 
 DEVICE int panel_at(const Product& p, int panel) { return p.backwards ? (p.n + 15) / 16 - 1 - panel : panel; }
 
-// Steps of all products that one warp takes, in order. ONCE: L2 hears that weights are read once.
-template <bool ONCE> struct Walk {
-    static constexpr int AHEAD = 2, LIMIT = 0;
+// Steps of all products that one warp takes, in order.
+struct Walk {
+    static constexpr bool SHARED = true;
     const ChainArgs* a;
     int warp, me;  // warp of the group; the group's number in the grid
-    int of, panel, part, left, mine, panels, bytes, stride;
+    int of, nth, panel, part, left, mine, panels, bytes, stride;
     size_t panel_bytes;
     const uint8_t* src;
 
+    // Of warp `w` of group `group` of the grid.
+    DEVICE_MEMBER void begin(const ChainArgs& args, int w, int group) {
+        a = &args, warp = w, me = group, of = nth = 0, left = 0;
+        product();
+    }
     DEVICE_MEMBER void product() {
         const Product& p = a->of[of];
         const int steps = p.k / step_columns(p.type);
         bytes = step_bytes(p.type), stride = WARPS * bytes, panels = (p.n + 15) / 16;
         panel_bytes = (size_t)steps * bytes, mine = (steps - warp + WARPS - 1) / WARPS;
-        panel = warp < steps ? me : panels, part = 0;
-        if (panel < panels) begin();
+        panel = warp < steps ? me : panels, part = 0, nth += (int)blockIdx.x < panels;
+        if (panel < panels) panel_begins();
     }
-    DEVICE_MEMBER void begin() {
+    DEVICE_MEMBER void panel_begins() {
         const Product& p = a->of[of];
         src = (part ? p.w2 : p.w) + panel_at(p, panel) * panel_bytes + (size_t)warp * bytes, left = mine;
     }
-    // Where `left` is zero: moves on to a step that there is.
-    DEVICE_MEMBER bool seek() {
+    // Whether there is a step; moves on to it.
+    DEVICE_MEMBER bool more() {
         while (left == 0) {
             if (panel < panels) {
                 if (++part == (a->of[of].swiglu ? 2 : 1)) part = 0, panel += GROUPS * gridDim.x;
-                if (panel < panels) begin();
+                if (panel < panels) panel_begins();
             } else {
                 if (of + 1 >= a->count) return false;
                 of++, product();
@@ -79,28 +81,26 @@ template <bool ONCE> struct Walk {
     DEVICE_MEMBER void next() { src += stride, left--; }
     DEVICE_MEMBER void copy(uint32_t to, uint32_t bar) {
         mbar_expect(bar, bytes);
-        if (ONCE) bulk_load_once(to, src, bytes, bar);
-        else bulk_load(to, src, bytes, bar);
+        bulk_load_once(to, src, bytes, bar);
     }
 };
 
-template <int TYPE, typename Ring> DEVICE void row_sums(Ring& ring, int count, Columns x, uint32_t sums, float* r) {
+template <int TYPE> DEVICE void row_sums(Ring& ring, int count, Columns x, uint32_t sums, float* r) {
     for (; count > 0; count--, x.next(), sums += WARPS * Block<TYPE>::STEP / 2) {
-        mbar_wait(ring.from_bar, ring.parity);
-        step_sums<TYPE>(ring.from, x, sums, ring.lane, r);
-        ring.next();
+        step_sums<TYPE>(ring.wait(Block<TYPE>::BYTES), x, sums, ring.lane, r);
+        ring.next(Block<TYPE>::BYTES, r[0]);
     }
 }
 
-template <typename Ring>
 DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells, uint32_t xs, int group) {
-    const int lane = ring.lane, warp = ring.walk.warp, g = lane >> 2, t = lane & 3;
+    const int lane = ring.lane, warp = threadIdx.x / 32 % WARPS, g = lane >> 2, t = lane & 3;
     const int panels = (p.n + 15) / 16, columns = step_columns(p.type), steps = p.k / columns, parts = p.swiglu ? 2 : 1;
     const int count = (steps - warp + WARPS - 1) / WARPS;
     const Columns x(xs + warp * columns * 2, smem_addr(fixed->zeros), WARPS * columns, lane);
     const uint32_t sums = xs + 2 * p.k + t * 16 + warp * columns / 2;
+    const int me = blockIdx.x + group * gridDim.x;
     int buffer = 0;
-    for (int panel = ring.walk.me; panel < panels; panel += GROUPS * gridDim.x) {
+    for (int panel = me; panel < panels; panel += GROUPS * gridDim.x) {
         const int n = panel_at(p, panel) * 16 + lane;
         const bool adds = warp == (panel & (WARPS - 1)), writes = adds && lane < 16 && n < p.n;
         float onto = 0;  // asked for early: its latency is the stream's
@@ -141,60 +141,40 @@ DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells,
     meet_as_often(group, panels);
 }
 
-template <bool ONCE> DEVICE void chain(const ChainArgs& a) {
+DEVICE void chain(const ChainArgs& a) {
     DYNAMIC_SHARED(smem);
+    const int warp = warp_number(), group = warp / WARPS;
     Fixed& fixed = *(Fixed*)smem;
-    const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), group = warp / WARPS;
-    if (group == GROUPS) {
-        if (a.count == 1) return;
-        pdl_wait();
-        update_states(a, own_cells(a, load_turn(a)), fixed.state);
-        return;
-    }
-    const int tid = threadIdx.x % GROUP_THREADS;
     const uint32_t rings = smem_addr(smem) + sizeof(Fixed), xs = rings + GROUPS * WARPS * a.ring;
-    Ring<Walk<ONCE>> ring;
-    ring.begin(rings + warp * a.ring, a.ring, a.slot, fixed.full[warp]);
-    Walk<ONCE>& walk = ring.walk;
-    walk.a = &a, walk.warp = warp % WARPS, walk.me = blockIdx.x + group * gridDim.x, walk.of = 0, walk.left = 0;
-    walk.product();
-    prefetch_norm(a.of[0]);
-    ring.fill();
-    if (threadIdx.x < ZEROS / 4) fixed.zeros[threadIdx.x] = 0;  // seen by all behind the barrier of `stage_any`
-    pdl_wait();
-    pdl_launch();
-    const uint32_t turn = load_turn(a);
-    uint16_t* cells = nullptr;
-    for (int of = 0; of < a.count; of++) {
-        const Product& p = a.of[of];
-        ring.at = of, ring.ahead = Walk<ONCE>::AHEAD;
-        // What a state waits for comes sooner where less is under way, but if L2 is told that weights are read once.
-        ring.held = !ONCE && p.state >= 0;
-        const bool idle = blockIdx.x >= (p.n + 15) / 16;  // nothing to do, so nothing to wait for
-        if (of > 0 && !idle) prefetch_norm(p);
-        if (p.state >= 0 && group == 0) named_arrive(STATES_BEGIN, GROUP_THREADS + STATE_THREADS);
-        if (!idle)
-            stage_any(p, cells, fixed.squares, group, tid,
-                      [&](int c, const float* v, bool there) { store_bytes(xs, xs + 2 * p.k, c, v, there); },
-                      [&]() { ring.pay(); });
-        ring.pay_all();
-        if (of == 0) cells = own_cells(a, turn), empty_cells(a, turn);
-        if (idle) continue;
-        if (p.mode != PLAIN && tid < 32) fixed.rstd[group] = row_scale(p, fixed.squares);
-        product(p, ring, &fixed, cells, xs, group);
+    Ring ring;
+    if (group < GROUPS) ring.begin(rings + warp * a.ring, a.ring, fixed.bars + warp, (uint32_t)a.count >> 31);
+    if (threadIdx.x < ZEROS / 4) fixed.zeros[threadIdx.x] = 0;
+    if (threadIdx.x == 0) mbar_init(smem_addr(&fixed.begun), 1);
+    __syncthreads();
+    if (warp >= SUPPLIER) {
+        Walk walk;
+        return serve_weights(a, walk, fixed.bars, rings, &fixed.begun);
     }
-    end_cells(a);
+    if (group == GROUPS) return serve_states(a, fixed.state);
+    struct Kernel {
+        Ring& ring;
+        Fixed& fixed;
+        uint32_t xs;
+        int group;
+        DEVICE_MEMBER int tiles(const Product& p) const { return (p.n + 15) / 16; }
+        DEVICE_MEMBER void store(const Product& p, int c, const float* v, bool there) const {
+            store_bytes(xs, xs + 2 * p.k, c, v, there);
+        }
+        DEVICE_MEMBER void multiply(const Product& p, uint16_t* cells) const {
+            if (p.mode != PLAIN && threadIdx.x % GROUP_THREADS < 32) fixed.rstd[group] = row_scale(p, fixed.squares);
+            product(p, ring, &fixed, cells, xs, group);
+        }
+    };
+    serve_products(a, fixed.squares, smem_addr(&fixed.begun), Kernel{ring, fixed, xs, group});
 }
-#define BODY(ONCE) chain<ONCE>(a)
+#define BODY chain(a)
 #else
-#define BODY(ONCE) asm volatile("trap;")
+#define BODY asm volatile("trap;")
 #endif
 
-extern "C" __global__ void __maxnreg__(96)
-    blocks_chain(const __grid_constant__ ChainArgs a) {
-    BODY(false);
-}
-extern "C" __global__ void __maxnreg__(96)
-    blocks_chain_once(const __grid_constant__ ChainArgs a) {
-    BODY(true);
-}
+extern "C" __global__ void __maxnreg__(80) blocks_chain(const __grid_constant__ ChainArgs a) { BODY; }

@@ -1,24 +1,21 @@
 // Products of one token behind each other in one launch, and states between them: x, results, and how they pass.
 //
 // A launch of its own costs a product 4 to 5 us beside its bytes: last sums, the end of one grid, the start of the
-// next, x to shared memory. In a chain one block a multiprocessor
-// stays, its ring of copies runs on into the next product's weights, and results pass without a barrier: every
-// element is its own signal. A cell of 16 bits holds the complement of a bf16, and zero while nothing is there (the
+// next, x to shared memory. In a chain one block a multiprocessor stays, its rings of copies run on into the next
+// product's weights (chain_ring.cuh), and results pass without a barrier: every element is its own signal. A cell of 16 bits holds the complement of a bf16, and zero while nothing is there (the
 // complement of a NaN that no rounding gives). Who needs x asks for its cells until they are full: one trip to L2
 // where a barrier takes three (a fence, an arrival and a look, then x).
 // From the last result to x in place this takes 1 to 2 us; what remains is that multiprocessors do not end together
-// (q4_k gate and up: the first at 24, the middle at 27, the last at 28 us of 51). x comes to a multiprocessor behind all
-// that it has asked for, so a ring that is filled at once keeps x waiting: blocks_chain_sm90.cu fills it while it waits.
+// (q4_k gate and up: the first at 24, the middle at 27, the last at 28 us of 51).
 // Tried on an H200 and left: a barrier of the grid, 2.9 us a product; asking L2 for weights beyond the ring while
 // waiting, which costs their whole time, although L2 gives 8 TB/s where memory gives 4.6; both groups on one
-// panel of SwiGLU's two matrices (55 -> 56 us). On an H100 blocks gain nothing: see gpu.zig.
+// panel of SwiGLU's two matrices (55 -> 56 us). On an H100 blocks gained nothing: see gpu.zig.
 //
 // A state takes in_proj's x, B, C and dt, and out_proj waits for its y. Four warps more than the products' update it;
 // in_proj does its rows `backwards`, dt, C, B and x first, so that the gate's rows come meanwhile (a layer of e4m3 77.5 ->
 // 76.5 us for rows from x on, of which dt's were the last). One lane a multiprocessor looks for x, the last of what its
 // head needs: where every thread looked, or four times at once, L2 gave nothing else (a layer of q4_k_m 60.0 and 65.8 us
 // for 58.9).
-// Left there: from in_proj's end to out_proj's x 8 us, since each load waits some 3 us behind the rings' copies.
 //
 // There are two sets of cells; a launch uses one and empties the other, which the launch before has used. All blocks
 // must run at once: one a multiprocessor, and whoever starts early (griddepcontrol) behind a chain starts when all
@@ -26,7 +23,7 @@
 // is the result before, or the y of the state behind it, and nothing else that one of them writes is read by another
 // but through cells. What nobody reads behind the launch is not written to memory.
 #pragma once
-#include "hopper.cuh"
+#include "chain_ring.cuh"
 #include "ssm_update.cuh"
 
 // One product, as in blocks_decode.cu.
@@ -64,13 +61,15 @@ struct ChainArgs {
     uint32_t* turn;   // which launch this is, and blocks that have ended: zero before the first launch
     int set;          // cells of a set, a multiple of 8
     int count;
-    int ring, slot;   // blocks: bytes of a warp's ring, of its slots
+    int ring;         // bytes of a warp's
+    int budget, ahead;  // bytes under way (chain_ring.cuh)
 };
 static_assert(sizeof(ChainArgs) <= 8192, "as launches may have");
 
 enum { PLAIN = 0, RMS = 1, GATED = 2 };
 constexpr int GROUPS = 2, WARPS = 8, GROUP_THREADS = 32 * WARPS, THREADS = GROUPS * GROUP_THREADS;
 constexpr int STATE_THREADS = 128;  // warps behind those of products, which update states
+constexpr int SUPPLIER = (THREADS + STATE_THREADS) / 32, SUPPLIERS = 4;  // warps behind those, which ask for weights
 enum { ALL_MEET = 3, STATES_MEET = 4, STATES_BEGIN = 5 };  // named barriers behind those of the groups
 
 #if HOPPER
@@ -87,10 +86,10 @@ DEVICE void meet_as_often(int group, int panels) {
 // ---- cells ----
 DEVICE uint32_t empty_half(uint32_t w) { return (w - 0x00010001u) & ~w & 0x80008000u; }
 DEVICE bool full(uint4 v) { return (empty_half(v.x) | empty_half(v.y) | empty_half(v.z) | empty_half(v.w)) == 0; }
-// What COUNT times eight cells hold once they are full; `v` is what they held. Lanes ask for what they lack; `pace` is
-// called before each time. (One lane of a warp that asks until its own are full, then the others: 0.5 us a layer slower.)
-template <int COUNT, typename Pace>
-DEVICE void settle_cells(uint4* v, const uint16_t* const* p, bool valid, Pace pace) {
+// What COUNT times eight cells hold once they are full; `v` is what they held. Lanes ask for what they lack.
+// (One lane of a warp that asks until its own are full, then the others: 0.5 us a layer slower.)
+template <int COUNT>
+DEVICE void settle_cells(uint4* v, const uint16_t* const* p, bool valid) {
     auto lacks = [&] {
         bool all = true;
 #pragma unroll
@@ -103,7 +102,6 @@ DEVICE void settle_cells(uint4* v, const uint16_t* const* p, bool valid, Pace pa
     // In this form, else the compiler takes a warp's ring for its lanes' (a layer of e4m3 and of bf16 4 % slower).
     bool missing = __any_sync(~0u, lacks());
     while (missing) {
-        pace();
         if (lacks())
 #pragma unroll
             for (int i = 0; i < COUNT; i++) v[i] = load_relaxed128(p[i]);
@@ -141,70 +139,6 @@ DEVICE void end_cells(const ChainArgs& a) {
     if (threadIdx.x == 0 && atomicInc(a.turn + 1, gridDim.x - 1) == gridDim.x - 1) a.turn[0]++;
 }
 
-// ---- rings ----
-// A warp's ring of slots: what it copies next, and what it reads next, from product to product. `Walk` knows the steps
-// that a warp takes, in order, and copies one. Copies of the next product's weights are asked for at once for AHEAD slots
-// only: x comes to a multiprocessor behind all that it has asked for before. The others a ring owes, and asks for one by
-// one while its warp waits for x. With a LIMIT no more slots than that are ever under way.
-constexpr int SLOTS_MAX = 8;
-template <typename Walk> struct Ring {
-    Walk walk;
-    uint32_t base, bars, end, slot;  // in shared memory; bytes of a slot
-    uint32_t to, to_bar, to_parity, from, from_bar, parity, span;  // span: bytes of its barriers
-    int lane, at, ahead, owed;  // `at`: the product that is read; `ahead`: slots for the next that may still be filled
-    int held;                   // slots that stay empty while it is read
-
-    // At `ring`, `bytes` in slots of `slot_bytes`, whose barriers nobody but this warp uses.
-    DEVICE_MEMBER void begin(uint32_t ring, int bytes, int slot_bytes, uint64_t* barriers) {
-        lane = threadIdx.x & 31, slot = slot_bytes, parity = to_parity = 0, owed = 0, span = bytes / slot_bytes * 8;
-        base = to = from = ring, end = ring + bytes, bars = to_bar = from_bar = smem_addr(barriers);
-        if (lane < SLOTS_MAX) mbar_init(bars + 8 * lane, 1);
-        mbar_init_fence();
-        __syncwarp();
-    }
-    DEVICE_MEMBER void fill() {
-        for (uint32_t i = 0; i < span && more(); i += 8)
-            if (Walk::LIMIT && i >= Walk::LIMIT * 8) owed++;
-            else copy();
-    }
-    DEVICE_MEMBER void copy() {
-        if (lane == 0) walk.copy(to, to_bar);
-        walk.next();
-        to += slot, to_bar += 8;
-        if (to == end) to = base, to_bar = bars, to_parity ^= 1;
-    }
-    DEVICE_MEMBER bool more() { return walk.left > 0 || walk.seek(); }
-    // The slot that was waited for is free: all lanes have read it.
-    DEVICE_MEMBER void next() {
-        __syncwarp();
-        from += slot, from_bar += 8;
-        if (from == end) from = base, from_bar = bars, parity ^= 1;
-        if (Walk::LIMIT) owed++, pay();
-        else if (!more()) return;
-        else if (held > 0) held--, owed++;
-        else if (walk.of == at || ahead-- > 0) copy();
-        else owed++;
-    }
-    // Asks for one that it owes; with a limit, for all that this lets it.
-    DEVICE_MEMBER void pay() {
-        if (Walk::LIMIT) {
-            while (owed > 0 && more() && may()) owed--, copy();
-        } else if (owed > 0) {
-            owed--;
-            if (more()) copy();
-        }
-    }
-    DEVICE_MEMBER void pay_all() {
-        while (!Walk::LIMIT && owed) pay();
-    }
-    // Whether the slot LIMIT before the next one has come.
-    DEVICE_MEMBER bool may() {
-        uint32_t bar = to_bar - 8 * Walk::LIMIT, of = to_parity;
-        if ((int)(bar - bars) < 0) bar += span, of ^= 1;
-        return mbar_passed(bar, of);
-    }
-};
-
 // ---- x and results ----
 // A norm's weights into L1, before its x is waited for.
 DEVICE void prefetch_norm(const Product& p) {
@@ -215,9 +149,8 @@ DEVICE void prefetch_norm(const Product& p) {
 // x of one product, scaled by the norm's weight, to wherever `store(c, v, there)` takes eight columns as floats;
 // and the sums of squares of its rows, a piece of 2048 columns and a warp each: bits that do not depend on GROUPS.
 constexpr int SQUARES = 18;  // most pieces
-template <int MODE, typename Store, typename Pace>
-DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store,
-                  Pace pace) {
+template <int MODE, typename Store>
+DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store) {
     const int total = (a.k / 8 + GROUP_THREADS - 1) / GROUP_THREADS;
     const bool passed = a.x_cells >= 0;  // the gate, too
     const uint16_t* const x = passed ? cells + a.x_cells : (const uint16_t*)a.x;
@@ -238,7 +171,7 @@ DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARP
             if (j >= total) break;
             const bool there = c * 8 < a.k;
             const uint16_t* const from[] = {x + c * 8, gate + c * 8};
-            if (passed) settle_cells<MODE == GATED ? 2 : 1>(got[i], from, there, pace);
+            if (passed) settle_cells<MODE == GATED ? 2 : 1>(got[i], from, there);
             float v[8], s = 0;
             unpack8(got[i][0], v);
             if (MODE == GATED) gate8(v, got[i][1]);
@@ -256,13 +189,12 @@ DEVICE void stage(const Product& a, const uint16_t* cells, float (*squares)[WARP
         }
     }
 }
-template <typename Store, typename Pace>
-DEVICE void stage_any(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store,
-                      Pace pace) {
+template <typename Store>
+DEVICE void stage_any(const Product& a, const uint16_t* cells, float (*squares)[WARPS], int group, int tid, Store store) {
     all_sync();  // the product before has read its x
-    if (a.mode == PLAIN) stage<PLAIN>(a, cells, squares, group, tid, store, pace);
-    else if (a.mode == RMS) stage<RMS>(a, cells, squares, group, tid, store, pace);
-    else stage<GATED>(a, cells, squares, group, tid, store, pace);
+    if (a.mode == PLAIN) stage<PLAIN>(a, cells, squares, group, tid, store);
+    else if (a.mode == RMS) stage<RMS>(a, cells, squares, group, tid, store);
+    else stage<GATED>(a, cells, squares, group, tid, store);
     all_sync();
 }
 // 1 / rms of x, by one warp.
@@ -337,5 +269,48 @@ DEVICE void update_states(const ChainArgs& a, uint16_t* cells, SsmShared& shared
         else if (s.dtype == 1) update_state<bf16>(s, cells, shared, wait);
         else update_state<__half>(s, cells, shared, wait);
     }
+}
+
+// ---- warps ----
+// Those of products, in groups of a block; then those of states; then those that ask for weights. The kernel is compiled
+// for as many registers as products need: states need more, which the last do not.
+DEVICE int warp_number() { return __shfl_sync(~0u, threadIdx.x >> 5, 0); }
+DEVICE void serve_states(const ChainArgs& a, SsmShared& shared) {
+    regs_grow<120>();
+    if (a.count == 1) return;
+    pdl_wait();
+    update_states(a, own_cells(a, load_turn(a)), shared);
+}
+template <typename Walk>
+DEVICE void serve_weights(const ChainArgs& a, Walk& walk, const Bars* bars, uint32_t rings, const uint64_t* begun) {
+    typedef Suppliers<SUPPLIERS, GROUPS * WARPS> S;
+    regs_shrink<40>();
+    const int ring = S::ring();
+    walk.begin(a, ring % WARPS, blockIdx.x + ring / WARPS * gridDim.x);
+    S::run(walk, bars + ring, rings + ring * a.ring, a.ring, smem_addr(begun), {a.budget, a.ahead});
+}
+// All products in order, by the warps of groups. `Kernel` knows how weights lie: how many tiles a product has, where eight
+// columns of x go, and the product of what is staged.
+template <typename Kernel>
+DEVICE void serve_products(const ChainArgs& a, float (*squares)[WARPS], uint32_t begun, Kernel kernel) {
+    const int group = warp_number() / WARPS, tid = threadIdx.x % GROUP_THREADS;
+    prefetch_norm(a.of[0]);
+    pdl_wait();
+    pdl_launch();
+    const uint32_t turn = load_turn(a);
+    uint16_t* cells = nullptr;
+    for (int of = 0; of < a.count; of++) {
+        const Product& p = a.of[of];
+        const bool idle = blockIdx.x >= kernel.tiles(p);  // nothing to do, so nothing to wait for
+        if (of > 0 && !idle) prefetch_norm(p);
+        if (p.state >= 0 && group == 0) named_arrive(STATES_BEGIN, GROUP_THREADS + STATE_THREADS);
+        if (!idle)
+            stage_any(p, cells, squares, group, tid,
+                      [&](int c, const float* v, bool there) { kernel.store(p, c, v, there); });
+        if (!idle && threadIdx.x == 0) mbar_arrive(begun);
+        if (of == 0) cells = own_cells(a, turn), empty_cells(a, turn);
+        if (!idle) kernel.multiply(p, cells);
+    }
+    end_cells(a);
 }
 #endif  // HOPPER

@@ -31,12 +31,12 @@ DEVICE void mbar_wait(uint32_t bar, uint32_t parity) {
                  "@p bra.uni done;\nbra.uni wait_again;\ndone:\n}\n" ::"r"(bar), "r"(parity)
                  : "memory");
 }
-// Whether it has completed, for a whole warp.
-DEVICE bool mbar_passed(uint32_t bar, uint32_t parity) {
+// Whether it has completed.
+DEVICE bool mbar_done(uint32_t bar, uint32_t parity) {
     uint32_t passed;
     asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
                  : "=r"(passed) : "r"(bar), "r"(parity) : "memory");
-    return !__any_sync(~0u, !passed);
+    return passed;
 }
 DEVICE void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");

@@ -7,17 +7,17 @@
 //
 // Bytes moved: the weights once. Floor: those over the read bandwidth.
 // Ideas: - as blocks_chain_sm90.cu: two groups of 8 warps a block share x; every warp has a ring of its own that runs on
-//          across products, at the pace at which x is asked for;
+//          across products;
 //        - a step of a warp, 16 rows x 128 bytes, is one tensor copy (with SwiGLU eight rows of each matrix), so nothing is
 //          copied by threads, and what lies beyond N or K comes as zeros;
 //        - of the 8 rows that a load of 16 bytes a lane meets, rows r and r + 4 come together: their pieces lie in other
 //          banks once the copy has swizzled them. Which lanes have which rows does not matter to a row's bits.
-// Reached on an H200, a layer with its state: e4m3 75.0 us, 0.82 of the floor, where single launches take 84.1; bf16 134.5,
-//   0.90, for 139.3; on an H100 e4m3 104.8 for 109.2, bf16 196.8 for 198.3.
-// Tried: bench/results/gpu-decode.md. In bf16 at most two slots are under way: lm_head's shape takes 254 us with four and
-//   339 with five on an H200, 233 so; e4m3 loses 3 % by it.
-// Launch: 640 threads, grid = multiprocessors; dynamic smem 16 * `ring` + Fixed + 2 bytes for each column of x, of the
-//   widest product, K rounded up to 2048; `ring` a multiple of `slot`, which is 2048; at most 8 slots. Tensor maps with
+// Reached on an H200, a layer with its state: e4m3 72.7 us, 0.85 of the floor, where single launches take 84.1; bf16 131.8,
+//   0.92, for 139.3. On an H100, where readers asked for their weights: e4m3 104.8 for 109.2, bf16 196.8 for 198.3.
+// Tried: bench/results/gpu-decode.md. bf16 breaks down where much is under way: lm_head's shape took 254 us with rings of
+//   four steps that were filled at once and 339 with five, 233 with two steps under way.
+// Launch: 768 threads, grid = multiprocessors; dynamic smem 16 * `ring` + Fixed + 2 bytes for each column of x, of the
+//   widest product, K rounded up to 2048; `ring` a multiple of 1024, 4096 at least, less than 16384. Tensor maps with
 //   128-byte swizzle, boxes of 128 bytes x 16 rows, with SwiGLU `mapPairs` (stream.zig) of 8 rows each.
 #include "chain.cuh"
 #include "e4m3.cuh"
@@ -33,11 +33,12 @@ struct alignas(128) Fixed {
     float red[GROUPS][2][WARPS][16];
     float squares[SQUARES][WARPS];
     float rstd[GROUPS];
-    uint64_t full[GROUPS * WARPS][SLOTS_MAX];
+    uint64_t begun;  // products whose x is there
+    Bars bars[GROUPS * WARPS];
     alignas(16) uint32_t zeros[16];
     SsmShared state;
 };
-static_assert(sizeof(Fixed) == 5120, "as zig/cuda/chain_wire.zig has it");
+static_assert(sizeof(Fixed) == 6144, "as zig/cuda/chain_ring.zig has it");
 
 // Columns of a warp's step, and of a group's.
 template <int TYPE> constexpr int COLUMNS = TYPE == BF16 ? 64 : 128;
@@ -54,29 +55,35 @@ template <int TYPE> DEVICE int first_column(int tile, int steps, int warp) {
 
 // Steps of all products that one warp takes, in order.
 template <int TYPE> struct Walk {
-    static constexpr int AHEAD = 3, LIMIT = TYPE == BF16 ? 2 : 0;
+    static constexpr bool SHARED = false;
+    static constexpr int bytes = STEP_BYTES;
     const ChainArgs* a;
     const ChainMaps* maps;
     int warp, me;  // warp of the group; the group's number in the grid
-    int of, tile, left, tiles, steps, column, end, row;
+    int of, nth, tile, left, tiles, steps, column, end, row;
     bool pairs;
 
+    // Of warp `w` of group `group` of the grid.
+    DEVICE_MEMBER void begin(const ChainArgs& args, int w, int group) {
+        a = &args, warp = w, me = group, of = nth = 0, left = 0;
+        product();
+    }
     DEVICE_MEMBER void product() {
         const Product& p = a->of[of];
         tiles = tiles_of(p), steps = steps_of<TYPE>(p), end = steps * STRIDE<TYPE>, pairs = p.swiglu;
-        tile = me;
-        if (tile < tiles) begin();
+        tile = me, nth += (int)blockIdx.x < tiles;
+        if (tile < tiles) tile_begins();
     }
-    DEVICE_MEMBER void begin() {
+    DEVICE_MEMBER void tile_begins() {
         const int at = tile_at(a->of[of], tiles, tile);
         column = first_column<TYPE>(at, steps, warp), left = steps, row = pairs ? at : at * 16;
     }
-    // Where `left` is zero: moves on to a step that there is.
-    DEVICE_MEMBER bool seek() {
+    // Whether there is a step; moves on to it.
+    DEVICE_MEMBER bool more() {
         while (left == 0) {
             if (tile < tiles) {
                 tile += GROUPS * gridDim.x;
-                if (tile < tiles) begin();
+                if (tile < tiles) tile_begins();
             } else {
                 if (of + 1 >= a->count) return false;
                 of++, product();
@@ -121,16 +128,17 @@ template <int TYPE> DEVICE void step_sums(uint32_t at, uint32_t x, int half, flo
 }
 
 template <int TYPE>
-DEVICE void product(const Product& p, Ring<Walk<TYPE>>& ring, Fixed* fixed, uint16_t* cells, uint32_t xs, int group) {
-    const int lane = ring.lane, warp = ring.walk.warp, g = lane >> 2, t = lane & 3, r = lane & 15;
+DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells, uint32_t xs, int group) {
+    const int lane = ring.lane, warp = threadIdx.x / 32 % WARPS, g = lane >> 2, t = lane & 3, r = lane & 15;
     const int tiles = tiles_of(p), steps = steps_of<TYPE>(p), end = steps * STRIDE<TYPE>;
     const int row = g >> 1 | (g & 1) << 2;
     const uint32_t piece = row * 128 + ((t ^ row) << 4);
     // Column 0 of operand B is x, the others are zeros.
     const uint32_t x = g == 0 ? xs : smem_addr(fixed->zeros);
     const int bytes = g == 0 ? 2 : 0;
+    const int me = blockIdx.x + group * gridDim.x;
     int buffer = 0, round = 0;
-    for (int i = ring.walk.me; i < tiles; i += GROUPS * gridDim.x, round++) {
+    for (int i = me; i < tiles; i += GROUPS * gridDim.x, round++) {
         const int tile = tile_at(p, tiles, i), n = p.swiglu ? tile * 8 + (r & 7) : tile * 16 + r;
         const bool adds = warp == (round & (WARPS - 1)), writes = adds && lane < (p.swiglu ? 8 : 16) && n < p.n;
         float onto = 0, scale = 0;  // asked for early: their latency is the stream's
@@ -139,11 +147,10 @@ DEVICE void product(const Product& p, Ring<Walk<TYPE>>& ring, Fixed* fixed, uint
         float acc[4] = {0, 0, 0, 0}, far[4] = {0, 0, 0, 0};
         int column = first_column<TYPE>(tile, steps, warp) + t * (COLUMNS<TYPE> / 8);
         for (int step = 0; step < steps; step++) {
-            mbar_wait(ring.from_bar, ring.parity);
-            step_sums<TYPE>(ring.from + piece, x + column * bytes, COLUMNS<TYPE> / 2 * bytes, acc, far);
+            step_sums<TYPE>(ring.wait(STEP_BYTES) + piece, x + column * bytes, COLUMNS<TYPE> / 2 * bytes, acc, far);
             column += STRIDE<TYPE>;
             if (column >= end) column -= end;
-            ring.next();
+            ring.next(STEP_BYTES, acc[0] + far[0]);
         }
         if (t == 0) {
             float* red = fixed->red[group][buffer][warp];
@@ -194,47 +201,36 @@ DEVICE float row_scale_in_order(const Product& p, const float (*squares)[WARPS])
 
 template <int TYPE> DEVICE void chain(const ChainMaps& maps, const ChainArgs& a) {
     DYNAMIC_SHARED(smem);
-    const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), group = warp / WARPS;
+    const int warp = warp_number(), group = warp / WARPS;
     Fixed& fixed = *(Fixed*)(smem + GROUPS * WARPS * a.ring);
-    if (group == GROUPS) {
-        if (a.count == 1) return;
-        pdl_wait();
-        update_states(a, own_cells(a, load_turn(a)), fixed.state);
-        return;
-    }
-    const int tid = threadIdx.x % GROUP_THREADS;
     const uint32_t rings = smem_addr(smem), xs = rings + GROUPS * WARPS * a.ring + sizeof(Fixed);
-    Ring<Walk<TYPE>> ring;
-    ring.begin(rings + warp * a.ring, a.ring, a.slot, fixed.full[warp]);
-    Walk<TYPE>& walk = ring.walk;
-    walk.a = &a, walk.maps = &maps, walk.warp = warp % WARPS, walk.me = blockIdx.x + group * gridDim.x;
-    walk.of = 0, walk.left = 0;
-    walk.product();
-    prefetch_norm(a.of[0]);
-    ring.fill();
-    if (threadIdx.x < 16) fixed.zeros[threadIdx.x] = 0;  // seen by all behind the barrier of `stage_any`
-    pdl_wait();
-    pdl_launch();
-    const uint32_t turn = load_turn(a);
-    uint16_t* cells = nullptr;
-    for (int of = 0; of < a.count; of++) {
-        const Product& p = a.of[of];
-        ring.at = of, ring.ahead = Walk<TYPE>::AHEAD, ring.held = 0;
-        const bool idle = blockIdx.x >= tiles_of(p);  // nothing to do, so nothing to wait for
-        const int pieces = steps_of<TYPE>(p) * STRIDE<TYPE> / 8;
-        if (of > 0 && !idle) prefetch_norm(p);
-        if (p.state >= 0 && group == 0) named_arrive(STATES_BEGIN, GROUP_THREADS + STATE_THREADS);
-        if (!idle)
-            stage_any(p, cells, fixed.squares, group, tid,
-                      [&](int c, const float* v, bool) { if (c < pieces) store_x<TYPE>(xs + c * 16, v); },
-                      [&]() { ring.pay(); });
-        ring.pay_all();
-        if (of == 0) cells = own_cells(a, turn), empty_cells(a, turn);
-        if (idle) continue;
-        if (p.mode != PLAIN && tid == 0) fixed.rstd[group] = row_scale_in_order(p, fixed.squares);
-        product<TYPE>(p, ring, &fixed, cells, xs, group);
+    Ring ring;
+    if (group < GROUPS) ring.begin(rings + warp * a.ring, a.ring, fixed.bars + warp, (uint32_t)a.count >> 31);
+    if (threadIdx.x < 16) fixed.zeros[threadIdx.x] = 0;
+    if (threadIdx.x == 0) mbar_init(smem_addr(&fixed.begun), 1);
+    __syncthreads();
+    if (warp >= SUPPLIER) {
+        Walk<TYPE> walk;
+        walk.maps = &maps;
+        return serve_weights(a, walk, fixed.bars, rings, &fixed.begun);
     }
-    end_cells(a);
+    if (group == GROUPS) return serve_states(a, fixed.state);
+    struct Kernel {
+        Ring& ring;
+        Fixed& fixed;
+        uint32_t xs;
+        int group;
+        DEVICE_MEMBER int tiles(const Product& p) const { return tiles_of(p); }
+        DEVICE_MEMBER void store(const Product& p, int c, const float* v, bool) const {
+            if (c < steps_of<TYPE>(p) * STRIDE<TYPE> / 8) store_x<TYPE>(xs + c * 16, v);
+        }
+        DEVICE_MEMBER void multiply(const Product& p, uint16_t* cells) const {
+            if (p.mode != PLAIN && threadIdx.x % GROUP_THREADS == 0)
+                fixed.rstd[group] = row_scale_in_order(p, fixed.squares);
+            product<TYPE>(p, ring, &fixed, cells, xs, group);
+        }
+    };
+    serve_products(a, fixed.squares, smem_addr(&fixed.begun), Kernel{ring, fixed, xs, group});
 }
 #define BODY(TYPE) chain<TYPE>(maps, a)
 #else
@@ -242,7 +238,7 @@ template <int TYPE> DEVICE void chain(const ChainMaps& maps, const ChainArgs& a)
 #endif
 
 #define ROWS_CHAIN(NAME, TYPE)                                                                              \
-    extern "C" __global__ void __maxnreg__(96)                                                              \
+    extern "C" __global__ void __maxnreg__(80)                                                              \
         NAME(const __grid_constant__ ChainMaps maps, const __grid_constant__ ChainArgs a) {                 \
         BODY(TYPE);                                                                                         \
     }

@@ -19,7 +19,7 @@ const Stream = k.Stream;
 const Task = k.Task;
 
 /// In front of the cells: which launch it is, and the blocks that have ended.
-const turn_bytes = 64;
+const turn_bytes = 2 * wiring.line;
 
 /// Launches the first link, and as many behind it as go into the same launch; gives their number.
 pub fn launch(tasks: []const Task, links: []const chain.Link, s: *Stream) usize {
@@ -166,7 +166,8 @@ fn submit(of: []const Product, states: []const State, s: *Stream) void {
         .set = @intCast(s.cells_set),
         .count = @intCast(of.len),
         .ring = @intCast(ring.bytes),
-        .slot = @intCast(ring.slot),
+        .budget = @intCast(ring.budget),
+        .ahead = @intCast(ring.ahead),
     };
     @memcpy(a.of[0..of.len], of);
     @memset(a.of[of.len..], of[0]);
@@ -183,11 +184,7 @@ fn submit(of: []const Product, states: []const State, s: *Stream) void {
         return s.launch(stem, "rows_chain_e4m3", grid, rings.threads, .{ maps, a }, extra);
     }
     for (a.of[0..of.len]) |*p| p.of.type = kernelType(p.of.dtype);
-    const stem = "blocks_chain_sm90";
-    // Where it helps that L2 gives the weights' place to others first.
-    if (of[0].of.dtype != .q8_0)
-        return s.launch(stem, "blocks_chain_once", grid, rings.threads, .{a}, extra);
-    s.launch(stem, "blocks_chain", grid, rings.threads, .{a}, extra);
+    s.launch("blocks_chain_sm90", "blocks_chain", grid, rings.threads, .{a}, extra);
 }
 /// How the products' weights lie in rows, of which a warp takes 16 at a time, 128 bytes of each.
 fn mapsOf(of: []Product, s: *Stream) [wiring.most]driver.TensorMap {
@@ -268,7 +265,7 @@ pub fn setCells(tasks: []const Task, links: []const chain.Link) u32 {
             if ((next.product == null and !next.state) or next.behind != null) break;
             const last = &tasks[next.first + next.count - 1];
             const out = last.operands[last.n_operands - 1];
-            sum += std.mem.alignForward(u64, out.shape[1], 8);
+            sum += std.mem.alignForward(u64, out.shape[1], wiring.line);
         }
         set = @max(set, sum);
     }

@@ -11,13 +11,17 @@ const wiring = @import("chain_wire.zig");
 const Args = decode.Args;
 const Product = wiring.Product;
 
-pub const threads = 640;
+/// Of products, of states and of those that ask for weights.
+pub const threads = 768;
 const warps = 16;
 /// What the kernels have in dynamic shared memory beside rings and x: that of weights in blocks,
 /// and that of weights in rows.
-const blocks_fixed_bytes = 7296;
-const rows_fixed_bytes = 5120;
+const blocks_fixed_bytes = 8448;
+const rows_fixed_bytes = 6144;
 const room = 225 * 1024;
+/// Steps begin at multiples of so many bytes of a ring, less than 256 of them.
+const ring_unit = 64;
+const ring_most = 255 * ring_unit;
 /// Pieces of 2048 columns that a norm may have in front of a product.
 const squares = 18;
 
@@ -28,12 +32,18 @@ pub const Kernel = enum {
     bf16,
     e4m3,
 
-    /// Slots of a warp's ring. More are no faster: what waits in line keeps x waiting, too.
-    fn slots(kernel: Kernel) u32 {
+    /// What is under way to a multiprocessor at most, bytes: for the product that is read, and for
+    /// one behind it while its x is waited for. Measured: bench/results/gpu-decode.md.
+    fn way(kernel: Kernel) [2]u32 {
         return switch (kernel) {
-            .blocks => 4,
-            .e4m3, .bf16 => 5,
+            .blocks => .{ 48 * 1024, 24 * 1024 },
+            .e4m3 => .{ 80 * 1024, 16 * 1024 },
+            .bf16 => .{ 52 * 1024, 16 * 1024 },
         };
+    }
+    /// Where rings begin: a tensor copy's swizzle counts from there.
+    fn alignment(kernel: Kernel) u32 {
+        return if (kernel == .blocks) ring_unit else 1024;
     }
 };
 pub fn kernelOf(dtype: command.DType) ?Kernel {
@@ -51,7 +61,7 @@ pub fn fits(a: *const Args) bool {
     if (a.mode != 0 and k.blocks(@intCast(a.k), 2048) > squares) return false;
     // Rows of two matrices come eight of each at a time.
     if (kernel != .blocks and a.swiglu != 0 and @mod(a.n, 8) != 0) return false;
-    return Ring.of(&.{.{ .of = a.* }}).bytes >= 2 * stepBytes(a.dtype);
+    return Ring.of(&.{.{ .of = a.* }}).holds;
 }
 fn stepBytes(dtype: command.DType) u32 {
     if (!block.is(dtype)) return 16 * 128;
@@ -60,25 +70,34 @@ fn stepBytes(dtype: command.DType) u32 {
 
 /// Rings for such products, which one kernel takes, and the shared memory of a launch.
 pub const Ring = struct {
-    slot: u32,
-    bytes: u32,
-    shared_bytes: u32,
-
-    const none: Ring = .{ .slot = 1, .bytes = 0, .shared_bytes = 0 };
+    bytes: u32 = 0,
+    /// Whether they hold two steps of any product.
+    holds: bool = false,
+    budget: u32 = 0,
+    ahead: u32 = 0,
+    shared_bytes: u32 = 0,
 
     pub fn of(products: []const Product) Ring {
         var cols: u32 = 0;
-        var slot: u32 = 0;
+        var step: u32 = 0;
         for (products) |*p| {
             cols = @max(cols, @as(u32, @intCast(p.of.k)));
-            slot = @max(slot, stepBytes(p.of.dtype));
+            step = @max(step, stepBytes(p.of.dtype));
         }
-        const kernel = kernelOf(products[0].of.dtype) orelse return .none;
+        const kernel = kernelOf(products[0].of.dtype) orelse return .{};
         const beside = if (kernel == .blocks)
             blocks_fixed_bytes + 2 * cols + cols / 2
         else
             rows_fixed_bytes + 2 * std.mem.alignForward(u32, cols, 2048);
-        const bytes = @min(kernel.slots(), (room -| beside) / warps / slot) * slot;
-        return .{ .slot = slot, .bytes = bytes, .shared_bytes = beside + warps * bytes };
+        const most = @min((room -| beside) / warps, ring_most);
+        const bytes = std.mem.alignBackward(u32, most, kernel.alignment());
+        const budget, const ahead = kernel.way();
+        return .{
+            .bytes = bytes,
+            .holds = bytes >= 2 * std.mem.alignForward(u32, step, ring_unit),
+            .budget = budget,
+            .ahead = ahead,
+            .shared_bytes = beside + warps * bytes,
+        };
     }
 };

@@ -73,7 +73,8 @@ pub const Args = extern struct {
     set: i32 = set,
     count: i32,
     ring: i32,
-    slot: i32,
+    budget: i32 = 48 * 1024,
+    ahead: i32 = 20 * 1024,
 };
 
 pub var past: u32 = 7;

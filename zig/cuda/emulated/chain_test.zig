@@ -55,8 +55,7 @@ fn run(of: []const Product, states: []const State) void {
         .cells = &chain.cells,
         .turn = &chain.turn,
         .count = @intCast(of.len),
-        .ring = @intCast(3 * largest),
-        .slot = @intCast(largest),
+        .ring = @intCast(std.mem.alignForward(usize, 3 * largest, 64)),
     };
     @memcpy(a.of[0..of.len], of);
     @memcpy(a.states[0..states.len], states);

@@ -44,7 +44,7 @@ template <typename T> DEVICE void __stcg(T* p, T v) { *p = v; }
 
 // ---- blocks and their threads ----
 struct Index { int x, y, z; };
-static constexpr int stack_bytes = 1 << 16, shared_bytes = 232448, most_warps = 20;
+static constexpr int stack_bytes = 1 << 16, shared_bytes = 232448, most_warps = 24;
 struct Meeting { int came, times; };
 struct Team {
     Index at;

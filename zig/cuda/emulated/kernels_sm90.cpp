@@ -78,7 +78,7 @@ struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
     return emulate([](const void* p) { \
         const RowsCall& c = *(const RowsCall*)p; \
         rows_file::NAME(c.maps, c.args); \
-    }, call, {x, 1, 1}, 640, x, 1)
+    }, call, {x, 1, 1}, 768, x, 1)
 
 // Runs kernel `name` on a grid of blocks; a name that is not here is a mistake in the test.
 extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, int y) {
@@ -111,7 +111,7 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     BATCH_CALL(linear_batch_128_f32, 384);
     BATCH_CALL(linear_batch_swiglu_16_bf16, 320);
     if (!strcmp(name, "blocks_chain"))
-        return emulate([](const void* p) { chain_file::blocks_chain(*(const ChainArgs*)p); }, call, {x, 1, 1}, 640, x, 1);
+        return emulate([](const void* p) { chain_file::blocks_chain(*(const ChainArgs*)p); }, call, {x, 1, 1}, 768, x, 1);
     ROWS_CALL(rows_chain_bf16);
     ROWS_CALL(rows_chain_e4m3);
     abort();

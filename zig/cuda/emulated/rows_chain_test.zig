@@ -65,7 +65,6 @@ fn run(of: []const Product, states: []const State) void {
         .turn = &chain.turn,
         .count = @intCast(of.len),
         .ring = 3 * 2048,
-        .slot = 2048,
     } };
     @memcpy(call.args.of[0..of.len], of);
     @memcpy(call.args.states[0..states.len], states);

@@ -38,6 +38,17 @@ DEVICE uint32_t __ballot_sync(uint32_t, bool v) {
     __syncwarp();
     return set;
 }
+template <typename F> DEVICE int reduce_sync(int v, F f) {
+    thread().words[0] = v;
+    __syncwarp();
+    int all = warp()[0].words[0];
+    for (int i = 1; i < 32; i++) all = f(all, (int)warp()[i].words[0]);
+    __syncwarp();
+    return all;
+}
+DEVICE int __reduce_min_sync(uint32_t, int v) { return reduce_sync(v, [](int a, int b) { return min(a, b); }); }
+DEVICE int __reduce_add_sync(uint32_t, int v) { return reduce_sync(v, [](int a, int b) { return a + b; }); }
+DEVICE int __popc(uint32_t v) { return __builtin_popcount(v); }
 // Row `row` of matrix m, as the lane that gave its address has it.
 DEVICE uint8_t* matrix_row(int m, int row) { return shared_at(warp()[8 * m + row].words[0]); }
 DEVICE void ldmatrix4(uint32_t* r, uint32_t address) {

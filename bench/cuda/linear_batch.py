@@ -12,7 +12,7 @@ SUMS = torch.empty(d.SMS * 4 * 128 * 128, device="cuda")
 
 class Args(C.Structure):
     _fields_ = [(n, C.c_void_p) for n in ("bias", "residual", "out", "sums")] + \
-               [(n, C.c_int) for n in ("m", "n", "k", "residual_stride", "out_stride", "up_first")]
+               [(n, C.c_int) for n in ("m", "n", "k", "residual_stride", "out_stride", "up_first", "pushes")]
 
 
 def maps(x, w, w2, tokens):

@@ -169,10 +169,15 @@ fn launcher(comptime mode: decode.Mode, comptime product: Product) fn ([]const T
     return struct {
         fn launch(tasks: []const Task, s: *Stream) void {
             if (tasks.len == 2 and fp8.many(&tasks[1], s)) return inEights(tasks, s);
-            const a = product(tasks, s, 0) orelse return each(tasks, s);
+            const a = product(tasks, s, 0) orelse
+                return if (mode == .gated) gatedApart(tasks, s) else each(tasks, s);
             decode.launch(mode, a, a.out_f32 != 0, s);
         }
     }.launch;
+}
+fn gatedApart(tasks: []const Task, s: *Stream) void {
+    single(tasks[0..1], s);
+    linear.behindStates(&tasks[1], s);
 }
 fn each(tasks: []const Task, s: *Stream) void {
     for (tasks) |*t| main.kernels.getPtrConst(t.op).launch(t, s);

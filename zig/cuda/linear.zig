@@ -17,6 +17,13 @@ const Stream = k.Stream;
 pub const kernels = .{ .linear = k.Kernel{ .launch = linear, .workspace = sm90.workspace } };
 
 fn linear(t: *const Task, s: *Stream) void {
+    start(t, false, s);
+}
+/// Where a layer's states have been updated in front.
+pub fn behindStates(t: *const Task, s: *Stream) void {
+    start(t, true, s);
+}
+fn start(t: *const Task, behind_states: bool, s: *Stream) void {
     const rows = k.rows(t, 0);
     if (rows == 0) return;
     const f32_out = k.dtype(t, 4) == .f32;
@@ -31,6 +38,7 @@ fn linear(t: *const Task, s: *Stream) void {
             .out = k.at(t, 4),
             .out_stride = k.stride(t, 4),
             .f32_out = f32_out,
+            .behind_states = behind_states,
         };
         if (inTiles(t)) return tiled(product, s);
         if (in_blocks and rows <= decode.rows_max) return decode.launch(.plain, a, f32_out, s);

@@ -29,6 +29,8 @@ pub const BatchArgs = extern struct {
     out_stride: i32,
     /// The up projection is the first of each pair of rows.
     up_first: i32,
+    /// Weights take the places in L2 of what came before.
+    pushes: i32 = 0,
 };
 /// Of blocks, each with a multiprocessor of the largest card there is.
 const batch_blocks_max = 132;
@@ -49,6 +51,8 @@ pub const Product = struct {
     out: ?[*]u8,
     out_stride: i32,
     f32_out: bool,
+    /// States have been updated in front.
+    behind_states: bool = false,
 };
 
 pub fn launch(p: Product, s: *Stream) void {
@@ -71,6 +75,12 @@ pub fn batchGrid(p: Product, tokens: u32, s: *const Stream) [3]u32 {
     const parts = 4 * k.blocks(p.of.cols(4), outputs) * k.blocks(k.rows(p.of, 0), tokens);
     const most = k.blocks(parts, @min(s.gpu.multiprocessors, batch_blocks_max));
     return .{ k.blocks(parts, most), 1, 1 };
+}
+/// Whether weights drive out of L2 what states left there: those of the product behind them, and of
+/// few tokens those of gate and up, too, which come next. More tokens leave more than L2 holds.
+fn pushes(p: Product, tokens: u32) bool {
+    if (p.up != null) return tokens == 16 or tokens == 32;
+    return p.behind_states and tokens <= 64;
 }
 pub fn batchThreads(tokens: u32) u32 {
     return if (tokens == batch_rows_max) 384 else 320;
@@ -97,12 +107,13 @@ fn batch(p: Product, s: *Stream) void {
     const rows = k.rows(t, 0);
     const n = t.cols(4);
     const w = k.at(t, 1);
-    const a = batchArgs(p);
+    var a = batchArgs(p);
     const weight = if (p.up) |up|
         s.mapPairs(.bf16, w, k.at(up, 1), n, t.cols(0), t.stride(1), 8)
     else
         s.mapOnce(.bf16, w, n, t.cols(0), t.stride(1), .{ 64, 128 });
     inline for (batch_tokens) |tokens| if (fits(rows, tokens)) {
+        a.pushes = @intFromBool(pushes(p, tokens));
         const grid = batchGrid(p, tokens, s);
         const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, tokens });
         const args = .{ x, weight, a };

@@ -173,6 +173,7 @@ const Batch = extern struct {
     residual_stride: i32,
     out_stride: i32,
     up_first: i32,
+    pushes: i32,
 };
 const BatchTile = struct {
     name: [*:0]const u8,
@@ -203,6 +204,7 @@ fn batch(comptime T: type, p: Problem, tile: BatchTile, blocks: usize) ![]T {
         .residual_stride = @intCast(p.n),
         .out_stride = @intCast(p.n),
         .up_first = @intFromBool(tile.up_first),
+        .pushes = @intFromBool(tile.two != tile.up_first), // either way, a hint alone
     };
     support.bamba_emulate_sm90(tile.name, &call, @intCast(blocks), 1);
     return out;

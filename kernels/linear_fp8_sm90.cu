@@ -90,7 +90,7 @@ DEVICE void fp8_rows(const RowsArgs& a) {
         *(uint2*)(a.out + r * a.out_stride + c) = make_uint2(pack_e4m3(v), pack_e4m3(v + 4));
     }
 }
-#define GEMM_BODY(...) gemm<__VA_ARGS__>(&mx, &mw, &mw2, a)
+#define GEMM_BODY(...) gemm<Kind<__VA_ARGS__>>(&mx, &mw, &mw2, a)
 #define ROWS_BODY fp8_rows(a)
 #else
 #define GEMM_BODY(...) asm volatile("trap;")

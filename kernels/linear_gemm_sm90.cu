@@ -35,7 +35,7 @@
 #include "gemm_sm90.cuh"
 
 #if HOPPER
-#define GEMM_BODY(...) gemm<__VA_ARGS__>(&mx, &mw, &mw2, a)
+#define GEMM_BODY(...) gemm<Kind<__VA_ARGS__>>(&mx, &mw, &mw2, a)
 #else
 #define GEMM_BODY(...) asm volatile("trap;")
 #endif

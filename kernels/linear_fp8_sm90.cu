@@ -9,13 +9,16 @@
 //   beside that of the rounding to e4m3 itself.
 //
 // Work: 2 M N K at twice bf16's rate. Bytes: x and W once at one byte; rows: 2 in, 1 out.
-// Reached on an H100, 8192 rows: in_proj 960, out_proj 1255, gate_up 1198, down 1198 TFLOP/s; a layer with its rows'
-//   way to e4m3 4.43 ms, bf16 with its norms 7.04 ms in the same run: 1.59 x (2048 rows: 1.57 x).
-//   In the model, 8192 rows with norms, H100 / H200: in_proj 1130 / 1123, out_proj 836 / 860, gate_up 1149 / 1143, down
+// Reached on an H200 at the limit of power, 8192 rows, in turns with the tile's end of before (results through shared
+//   memory, scales one by one, one kernel with residual and without): in_proj 1154 -> 1299 TFLOP/s, out_proj 1094 ->
+//   1236, gate_up 1166 -> 1274, down 1158 -> 1286 (two runs; all 1152 -> 1278).
+//   Rows of 4096 behind a norm 63 -> 34 us, of 8192 gated 135 -> 95 (their bytes take 25 and 83), 14336 plain 93 (87):
+//   more rows under way, the gate asked for with x. With the product behind, 981 -> 974 us and 577 -> 564.
+//   In the model before, 8192 rows with norms, H100 / H200: in_proj 1130 / 1123, out_proj 836 / 860, gate_up 1149 / 1143, down
 //   1086 / 1107 TFLOP/s; a prompt of 8192 53.6k / 56.2k tokens a second, 1.57 / 1.64 x bf16.
 //   Error of products over K = 14336: 3.3e-3, of which rounding to bf16 is 1.7e-3.
 // Launch: gemm as linear_gemm_sm90.cu, maps of bytes with boxes of 128 columns;
-//   fp8_rows: 512 threads, grid (rows), K a multiple of 8 up to 16384.
+//   fp8_rows: 256 threads up to 4096 columns, else 512, grid (rows), K a multiple of 8 up to 16384.
 #include "gemm_sm90.cuh"
 
 struct RowsArgs {
@@ -35,34 +38,32 @@ DEVICE uint32_t pack_e4m3(const float* v) {
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(hi) : "f"(v[3]), "f"(v[2]));
     return lo | (uint32_t)hi << 16;
 }
-constexpr int ROW_THREADS = 512, PIECES = 4;
-DEVICE void fp8_rows(const RowsArgs& a) {
-    __shared__ float tops[16], squares[16];
+// A block a row, 8 columns a thread and piece. How many rows are under way decides, so blocks have few registers.
+template <int THREADS, int PIECES> DEVICE void fp8_rows(const RowsArgs& a) {
+    constexpr bool EARLY = PIECES <= 2;  // the gate has registers of its own and is asked for with x
+    __shared__ float tops[THREADS / 32], squares[THREADS / 32];
     pdl_launch();  // early: a product behind it touches nothing but weights until it has waited
     pdl_wait();
     const size_t r = blockIdx.x;
-    uint4 y[PIECES];
+    uint4 y[PIECES], gate[EARLY ? PIECES : 1];
+    auto column = [](int i) { return (i * THREADS + (int)threadIdx.x) * 8; };
+    auto load_gate = [&](int i) { return load_cg(a.gate + r * a.gate_stride + column(i)); };
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+        y[i] = make_uint4(0, 0, 0, 0);
+        if (column(i) < a.k) y[i] = load_cg(a.x + r * a.x_stride + column(i));
+        if (EARLY && a.mode == 2 && column(i) < a.k) gate[i] = load_gate(i);
+    }
     float top = 0, total = 0;
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
-        const int c = (i * ROW_THREADS + threadIdx.x) * 8;
-        y[i] = make_uint4(0, 0, 0, 0);
-        if (c < a.k) y[i] = load_cg(a.x + r * a.x_stride + c);
-    }
-#pragma unroll
-    for (int i = 0; i < PIECES; i++) {
-        const int c = (i * ROW_THREADS + threadIdx.x) * 8;
-        if (c >= a.k) break;
+        if (column(i) >= a.k) break;
         float v[8];
         unpack8(y[i], v);
-        if (a.mode == 2) {
-            float g[8];
-            unpack8(load_cg(a.gate + r * a.gate_stride + c), g);
-#pragma unroll
-            for (int e = 0; e < 8; e++) v[e] *= silu(g[e]);
-        }
+        if (a.mode == 2) gate8(v, EARLY ? gate[i] : load_gate(i));
         if (a.mode) {
-            const float4 w0 = __ldg((const float4*)(a.norm_weight + c)), w1 = __ldg((const float4*)(a.norm_weight + c + 4));
+            const float4 w0 = __ldg((const float4*)(a.norm_weight + column(i)));
+            const float4 w1 = __ldg((const float4*)(a.norm_weight + column(i) + 4));
 #pragma unroll
             for (int e = 0; e < 8; e++) total += v[e] * v[e];
             v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w, v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
@@ -76,28 +77,34 @@ DEVICE void fp8_rows(const RowsArgs& a) {
     __syncthreads();
     top = total = 0;
 #pragma unroll
-    for (int w = 0; w < 16; w++) top = fmaxf(top, tops[w]), total += squares[w];
+    for (int warp = 0; warp < THREADS / 32; warp++) top = fmaxf(top, tops[warp]), total += squares[warp];
     const float up = top > 0 ? 448.0f / top : 0;  // the norm's own factor cancels
     if (threadIdx.x == 0) a.scale[r] = top / 448.0f * (a.mode ? rsqrtf(total / a.k + a.eps) : 1.0f);
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
-        const int c = (i * ROW_THREADS + threadIdx.x) * 8;
-        if (c >= a.k) break;
+        if (column(i) >= a.k) break;
         float v[8];
         unpack8(y[i], v);
 #pragma unroll
         for (int e = 0; e < 8; e++) v[e] *= up;
-        *(uint2*)(a.out + r * a.out_stride + c) = make_uint2(pack_e4m3(v), pack_e4m3(v + 4));
+        *(uint2*)(a.out + r * a.out_stride + column(i)) = make_uint2(pack_e4m3(v), pack_e4m3(v + 4));
     }
 }
 #define GEMM_BODY(...) gemm<Kind<__VA_ARGS__>>(&mx, &mw, &mw2, a)
-#define ROWS_BODY fp8_rows(a)
+#define ROWS_BODY(...) fp8_rows<__VA_ARGS__>(a)
 #else
 #define GEMM_BODY(...) asm volatile("trap;")
-#define ROWS_BODY asm volatile("trap;")
+#define ROWS_BODY(...) asm volatile("trap;")
 #endif
 
-extern "C" __global__ void __launch_bounds__(512) fp8_rows_sm90(const __grid_constant__ RowsArgs a) { ROWS_BODY; }
+// The number in a name: 1024 columns of a row each. BOUNDS: threads, and blocks that a multiprocessor must hold.
+#define ROWS(NAME, THREADS, PIECES, BOUNDS)                                                                 \
+    extern "C" __global__ void __launch_bounds__ BOUNDS NAME(const __grid_constant__ RowsArgs a) {          \
+        ROWS_BODY(THREADS, PIECES);                                                                         \
+    }
+ROWS(fp8_rows_4_sm90, 256, 2, (256, 6))
+ROWS(fp8_rows_8_sm90, 512, 2, (512, 3))
+ROWS(fp8_rows_16_sm90, 512, 4, (512))
 
 #define GEMM(NAME, ...)                                                                                     \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                    \
@@ -106,6 +113,7 @@ extern "C" __global__ void __launch_bounds__(512) fp8_rows_sm90(const __grid_con
         GEMM_BODY(__VA_ARGS__);                                                                             \
     }
 GEMM(gemm_256_e4m3, 256, false, true)
+GEMM(gemm_256_bare_e4m3, 256, false, true, false, 1, false, true)
 GEMM(gemm_128_e4m3, 128, false, true)
 GEMM(gemm_split_2_e4m3, 256, false, true, false, 2)
 GEMM(gemm_split_4_e4m3, 256, false, true, false, 4)

@@ -158,7 +158,11 @@ pub fn toEights(from: From, s: *Stream) Eights {
             a.gate_stride = k.stride(norm, 1);
         }
     }
-    s.launch("linear_fp8_sm90", "fp8_rows_sm90", .{ rows, 1, 1 }, 512, .{a}, .{});
+    const grid = [3]u32{ rows, 1, 1 };
+    const stem = "linear_fp8_sm90";
+    if (cols <= 4096) s.launch(stem, "fp8_rows_4_sm90", grid, 256, .{a}, .{}) //
+    else if (cols <= 8192) s.launch(stem, "fp8_rows_8_sm90", grid, 512, .{a}, .{}) //
+    else s.launch(stem, "fp8_rows_16_sm90", grid, 512, .{a}, .{});
     return made;
 }
 
@@ -249,6 +253,8 @@ pub fn product(
         if (wide) return s.launch(stem, "gemm_swiglu_256_e4m3", grid, 384, args, extra);
         return s.launch(stem, "gemm_swiglu_128_e4m3", grid, 384, args, extra);
     }
+    const bare = "gemm_256_bare_e4m3";
+    if (wide and sm90.isBare(t)) return s.launch(stem, bare, grid, 384, args, extra);
     if (wide) return s.launch(stem, "gemm_256_e4m3", grid, 384, args, extra);
     s.launch(stem, "gemm_128_e4m3", grid, 384, args, extra);
 }

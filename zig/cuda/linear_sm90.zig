@@ -212,6 +212,11 @@ pub fn splitOf(p: Product, s: *const Stream) u32 {
     return if (2 * of <= clusters) 2 else 1;
 }
 
+/// Whether nothing is added to the products.
+pub fn isBare(t: *const Task) bool {
+    return k.at(t, 2) == null and k.at(t, 3) == null;
+}
+
 fn gemm(p: Product, s: *Stream) void {
     const t = p.of;
     const rows = k.rows(t, 0);
@@ -246,6 +251,8 @@ fn gemm(p: Product, s: *Stream) void {
         return s.launch(stem, "gemm_swiglu_128_sm90_bf16", grid, 384, args, extra);
     }
     if (p.f32_out) return s.launch(stem, "gemm_256_sm90_f32", grid, 384, args, extra);
+    const bare = wide and isBare(t);
+    if (bare) return s.launch(stem, "gemm_256_bare_sm90_bf16", grid, 384, args, extra);
     if (wide) return s.launch(stem, "gemm_256_sm90_bf16", grid, 384, args, extra);
     s.launch(stem, "gemm_128_sm90_bf16", grid, 384, args, extra);
 }

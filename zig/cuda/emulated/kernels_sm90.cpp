@@ -95,6 +95,7 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     BLOCKS_CALL(blocks_gemm_128_q8_0);
     BLOCKS_CALL(blocks_gemm_256_q6_k);
     GEMM_CALL(gemm_256_sm90_bf16);
+    GEMM_CALL(gemm_256_bare_sm90_bf16);
     GEMM_CALL(gemm_256_sm90_f32);
     GEMM_CALL(gemm_128_sm90_bf16);
     GEMM_CALL(gemm_split_2_sm90_bf16);

@@ -75,7 +75,13 @@ const Gemm = extern struct {
     out_stride: i32,
     sums: ?[*]f32,
 };
-const Tile = struct { name: [*:0]const u8, columns: usize, two: bool = false, split: usize = 1 };
+const Tile = struct {
+    name: [*:0]const u8,
+    columns: usize,
+    two: bool = false,
+    bare: bool = false,
+    split: usize = 1,
+};
 
 /// Results of `p` by the kernel of a tile, bf16 or what else `T` is.
 fn multiply(comptime T: type, p: Problem, tile: Tile) ![]T {
@@ -91,8 +97,8 @@ fn multiply(comptime T: type, p: Problem, tile: Tile) ![]T {
         .x = .of(p.x, p.m, p.k, 128),
         .w = .of(p.w, p.n, p.k, box),
         .w2 = .of(p.w2, p.n, p.k, box),
-        .bias = if (tile.two) null else p.bias.ptr,
-        .residual = if (tile.two) null else p.residual.ptr,
+        .bias = if (tile.two or tile.bare) null else p.bias.ptr,
+        .residual = if (tile.two or tile.bare) null else p.residual.ptr,
         .m = @intCast(p.m),
         .n = @intCast(p.n),
         .k = @intCast(p.k),
@@ -122,6 +128,20 @@ test "gemm_sm90: near the sums, with the same bits in tiles of every width" {
     const floats = try multiply(f32, p, .{ .name = "gemm_256_sm90_f32", .columns = 256 });
     defer allocator.free(floats);
     for (floats, wide) |f, w| try testing.expectEqual(w, support.bf16(f));
+}
+
+test "gemm_sm90: the kernel that adds nothing has the bits of the one that adds zeros" {
+    const p = try Problem.make(300, 264, 424);
+    defer p.free();
+    @memset(p.bias, 0);
+    @memset(p.residual, 0);
+    const zeros = try multiply(u16, p, .{ .name = "gemm_256_sm90_bf16", .columns = 256 });
+    defer allocator.free(zeros);
+    const bare: Tile = .{ .name = "gemm_256_bare_sm90_bf16", .columns = 256, .bare = true };
+    const nothing = try multiply(u16, p, bare);
+    defer allocator.free(nothing);
+    try p.check(nothing, p.m, false);
+    try testing.expectEqualSlices(u16, zeros, nothing);
 }
 
 test "gemm_sm90: SwiGLU of two matrices, in tiles of every width" {

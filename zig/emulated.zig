@@ -8,6 +8,7 @@ test {
     _ = @import("cuda/emulated/chain_test.zig");
     _ = @import("cuda/emulated/linear_sm90_test.zig");
     _ = @import("cuda/emulated/mma_test.zig");
+    _ = @import("cuda/emulated/one_token_test.zig");
     _ = @import("cuda/emulated/rows_chain_test.zig");
     _ = @import("cuda/emulated/ssm_scan_sm90_test.zig");
 }

@@ -10,6 +10,9 @@ namespace decode_file {
 #include "attention_decode.cu"
 using ::DecodeAttentionArgs;
 }
+namespace embedding_file {
+#include "embedding.cu"
+}
 namespace update_file {
 #include "ssm_update.cu"
 }
@@ -37,7 +40,11 @@ extern "C" void bamba_emulate(const char* name, const void* args, int x, int y, 
     START_IN(decode_file, attention_decode_1_bf16, DecodeAttentionArgs);
     START_IN(decode_file, attention_decode_4_bf16, DecodeAttentionArgs);
     START_IN(decode_file, attention_decode_8_bf16, DecodeAttentionArgs);
+    START_IN(embedding_file, rows_bf16_bf16, RowsArgs);
+    START_IN(embedding_file, rows_f32_bf16, RowsArgs);
     START_IN(update_file, conv_ssm_update_bf16, SsmUpdateArgs);
+    START_IN(update_file, ssm_update_bf16, SsmUpdateArgs);
+    START_IN(update_file, ssm_update_bf16_bf16, SsmUpdateArgs);
     START(attention_mma_bf16, AttentionArgs);
     START_MMA(linear_mma);
     START_MMA(fp8_mma);

@@ -21,7 +21,7 @@ const Rows = extern struct {
     out_stride: i32,
 };
 
-test "one token: rows by id in pieces of 16 bytes and one by one, zeros where there is no such row" {
+test "one token: rows by id, in pieces of 16 bytes or one by one, zeros where no row is" {
     const ids = [_]i32{ 2, 0, -1, 3, 4 };
     const table_rows = 4;
     const Case = struct { width: usize, stride: usize };

@@ -59,7 +59,7 @@ fn asks(comptime dtype: DType, comptime across: usize) bool {
 /// them. There two panels at once that ask for nothing go faster than one that does in q4_0 (49 ->
 /// 59 GB/s on two cores of a Zen 4 whose memory gives 60, 33 -> 35 where it gives 36) and in q4_k
 /// (51 -> 54, 31 -> 33), as fast in q8_0 and 14 % slower in q5_k and q6_k; four are slower in all.
-fn acrossOf(dtype: DType, rows: usize) usize {
+pub fn acrossOf(dtype: DType, rows: usize) usize {
     if (simd.has_avx512) return if (rows == 1) 4 else if (rows == 2) 2 else 1;
     const two = simd.has_avx2 and rows == 1 and (dtype == .q4_0 or dtype == .q4_k);
     return if (two) 2 else 1;
@@ -303,7 +303,7 @@ fn Panels(
 }
 
 /// What n neighbouring blocks of `across` panels add to their sums, which start here if `fresh`.
-fn add(
+pub fn add(
     comptime dtype: DType,
     comptime rows: usize,
     comptime across: usize,

@@ -30,6 +30,7 @@ const many = @import("blocks_gemm.zig");
 const panel = @import("panel.zig");
 const few = @import("blocks_gemv.zig");
 const rows_file = @import("blocks_rows.zig");
+const stream = @import("blocks_stream.zig");
 const DType = command.DType;
 const Rows = rows_file.Rows;
 const Task = kernel.Task;
@@ -37,6 +38,8 @@ const width = command.panel;
 
 const X = 0;
 const WEIGHT = 1;
+const BIAS = 2;
+const RESIDUAL = 3;
 const OUT = 4;
 
 /// Rows of a unit: a slice of them takes 256 KiB, half of L2.
@@ -109,7 +112,8 @@ pub fn units(t: *const Task, phase: u32) u32 {
 /// Does units [begin, end) of a phase of `linear`.
 pub fn run(t: *const Task, phase: u32, begin: u32, end: u32, memory: [*]u8) void {
     const s = Shape.of(t);
-    for (begin..end) |unit| {
+    const from = if (phase == 1 and s.few) streamWhole(t, s, begin, end) else begin;
+    for (from..end) |unit| {
         if (phase == 0) {
             fillRows(t, s, unit);
         } else if (s.few) {
@@ -128,6 +132,24 @@ fn fillRows(t: *const Task, s: Shape, unit: usize) void {
     const to = if (s.few) @min(runs, from + fill_runs) else runs;
     const rows = Rows.at(t.workspace.?, s.M, s.K, first);
     for (0..h) |i| rows.fill(s.dtype, s.kind(), h, i, from, to, t.row(X, first + i));
+}
+
+/// Does those of units [begin, end) of one row that have a whole panel for each stream, and answers
+/// where the others begin.
+fn streamWhole(t: *const Task, s: Shape, begin: usize, end: usize) usize {
+    if (s.M != 1 or s.streams != few.streams or !stream.takes(s.dtype)) return begin;
+    const whole = t.operands[WEIGHT].shape[0] / width;
+    const last = @min(end, whole -| (s.streams - 1) * s.distance);
+    if (begin >= last) return begin;
+    const rows = Rows.at(t.workspace.?, 1, s.K, 0);
+    stream.run(s.dtype, s.K, t.data[WEIGHT].?, begin, last, rows, .{
+        .out = t.row(OUT, 0),
+        .bias = if (t.has(BIAS)) t.f32s(BIAS) else null,
+        .residual = if (t.has(RESIDUAL)) t.row(RESIDUAL, 0) else null,
+        .distance = s.distance,
+        .way = ways.behind(s.panels * block.rowBytes(s.dtype, s.K) * width),
+    });
+    return last;
 }
 
 fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: *Scratch) void {

@@ -222,6 +222,8 @@ test "equal to the scalar twin bit by bit, and as near to exact as promised" {
         const many = 1024 / block.columns(dtype) + 1;
         try check(dtype, .{ .M = 6, .N = 20, .blocks = many, .extra = true });
         try check(dtype, .{ .M = 1, .N = 20, .blocks = many, .extra = true });
+        // Whole panels side by side, and behind them some that are not.
+        try check(dtype, .{ .M = 1, .N = 300, .extra = true, .threads = 1 });
     }
 }
 

@@ -26,19 +26,35 @@ pub fn finish(
 ) void {
     const first = p * width;
     const n: usize = @min(width, t.operands[WEIGHT].shape[0] - first);
-    const has_bias = t.has(BIAS);
-    const has_residual = t.has(RESIDUAL);
+    const bias: ?[*]const f32 = if (t.has(BIAS)) t.f32s(BIAS) + first else null;
+    const adds = t.has(RESIDUAL);
     for (0..rows) |i| {
+        const sums = c + i * c_row;
         const out = t.row(OUT, row + i) + first;
-        var j: usize = 0;
-        while (j < n) : (j += simd.L) {
-            const left = n - j;
-            var v = simd.ldF(c + i * c_row + j);
-            if (has_bias) v += part(t.f32s(BIAS) + first + j, left);
-            if (has_residual) v += part(t.row(RESIDUAL, row + i) + first + j, left);
-            ways.store(way, out + j, v, left);
+        const residual: ?[*]const f32 = if (adds) t.row(RESIDUAL, row + i) + first else null;
+        if (n == width) {
+            inline for (0..width / simd.L) |j|
+                store(way, out, sums, bias, residual, j * simd.L, simd.L);
+        } else {
+            var j: usize = 0;
+            while (j < n) : (j += simd.L) store(way, out, sums, bias, residual, j, n - j);
         }
     }
+}
+/// Those of a vector's results from column j on that are left.
+inline fn store(
+    way: ways.Way,
+    out: [*]f32,
+    sums: [*]const f32,
+    bias: ?[*]const f32,
+    residual: ?[*]const f32,
+    j: usize,
+    left: usize,
+) void {
+    var v = simd.ldF(sums + j);
+    if (bias) |from| v += part(from + j, left);
+    if (residual) |from| v += part(from + j, left);
+    ways.store(way, out + j, v, left);
 }
 inline fn part(p: [*]const f32, left: usize) simd.F {
     return if (left >= simd.L) simd.ldF(p) else simd.ldTail(p, left);

@@ -8,9 +8,10 @@
 //!
 //! One row meets four panels block by block, so that what is loaded of x serves all four, sums stay
 //! in registers over all of K, and every load of the loop goes on by one step: the CPU's own
-//! prefetchers then run ahead of all four streams. (With one panel for 256 columns and then the
-//! next, lines asked for 4 KiB ahead held the few line buffers that loads needed: time for memory
-//! and time for arithmetic added up.) Some types ask for lines 1 KiB ahead all the same (`asks`).
+//! prefetchers then run ahead of all four streams, and `blocks_stream` goes on from unit to unit.
+//! (With one panel for 256 columns and then the next, lines asked for 4 KiB ahead held the few line
+//! buffers that loads needed: time for memory and time for arithmetic added up.) Some types ask for
+//! lines 1 KiB ahead all the same (`asks`).
 //!
 //! Reached on two cores of an AMD EPYC (Zen 4), 27 November 2026, one row, all products of the 1.2
 //! B shape in turns with the better of two ways to read the same bytes, before and now: 0.75 and
@@ -49,8 +50,8 @@ fn aheadOf(across: usize) usize {
 }
 /// Whether it asks at all. Four panels side by side are streams to the CPU itself, and where a
 /// step has many instructions (q4_k, q6_k) asking costs more than it brings: without, their
-/// products of one row go 2 and 4 % faster. Those of q5_k would go 1 % slower, of q8_0 3 %, of q4_0
-/// 1 % faster in wide matrices and 1 to 4 % slower in others.
+/// products of one row go 0 and 2 to 4 % faster. Those of q5_k would go 1 % slower, of q8_0 3 %, of
+/// q4_0 15 % in wide matrices and 1 to 5 % in others.
 fn asks(comptime dtype: DType, comptime across: usize) bool {
     if (!simd.has_avx512) return across == 1;
     return across != streams or (dtype != .q4_k and dtype != .q6_k);

@@ -8,7 +8,7 @@
 // Ideas, launch: batch_sm90.cuh.
 // Reached on an H200, a layer's four products of Bamba-9B in a row: 131 us with 16 rows, 144 with 64, 168 with 128 (their
 //   bytes 120.4). Where the block with the last part added a tile up, 132 blocks shared all tiles and L2 kept nothing 132,
-//   154 and 185; clusters of four, a quarter of k each, 160 and 181. Tried, see bench/results/gpu-decode.md: the norm
+//   154 and 185; clusters of four, a quarter of k each, 160 and 181. Tried, see bench/results/gpu-batches.md: the norm
 //   inside; asking L2 for what lies behind the ring; other depths; sums that are each their own signal.
 #include "batch_sm90.cuh"
 

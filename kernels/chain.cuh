@@ -2,9 +2,10 @@
 //
 // A launch of its own costs a product 4 to 5 us beside its bytes: last sums, the end of one grid, the start of the
 // next, x to shared memory. In a chain one block a multiprocessor stays, its rings of copies run on into the next
-// product's weights (chain_ring.cuh), and results pass without a barrier: every element is its own signal. A cell of 16 bits holds the complement of a bf16, and zero while nothing is there (the
-// complement of a NaN that no rounding gives). Who needs x asks for its cells until they are full: one trip to L2
-// where a barrier takes three (a fence, an arrival and a look, then x).
+// product's weights (chain_ring.cuh), and results pass without a barrier: every element is its own signal. A cell of
+// 16 bits holds the complement of a bf16, and zero while nothing is there (the complement of a NaN that no rounding
+// gives). Who needs x asks for its cells until they are full: one trip to L2 where a barrier takes three (a fence, an
+// arrival and a look, then x).
 // From the last result to x in place this takes 1 to 2 us; what remains is that multiprocessors do not end together
 // (q4_k gate and up: the first at 24, the middle at 27, the last at 28 us of 51).
 // Tried on an H200 and left: a barrier of the grid, 2.9 us a product; asking L2 for weights beyond the ring while

@@ -4,9 +4,9 @@
 // What a multiprocessor loads comes behind what all of them have asked for before. Rings as deep as shared memory lets
 // them be are 4 us of memory's time: where they were filled at once, or as fast as their readers went on, x took 3 us to
 // come, though it lay in L2, and all wait for x five times a layer. Memory has enough to do with some 30 KB under way to
-// each multiprocessor, or twice that while they read. So those who ask watch what comes, and let no more than `budget` bytes be
-// under way for a product that is read, and `ahead` for those whose x is not there: rings are full all the same when it
-// comes, and it comes in less than 1 us.
+// each multiprocessor, or twice that while they read. So those who ask watch what comes, and let no more than `budget`
+// bytes be under way for a product that is read, and `ahead` for those whose x is not there: rings are full all the same
+// when it comes, and it comes in less than 1 us.
 //
 // A layer of our q4_k_m with its state took 58.1 us where readers asked, 53.3 now; q4_k 51.0 and 48.5, q8_0 79.3 and 79.0,
 // e4m3 75.3 and 72.7, bf16 134.4 and 131.8 (H200). bench/results/gpu-decode.md has other ways and bounds.

@@ -14,8 +14,8 @@
 //   1236, gate_up 1166 -> 1274, down 1158 -> 1286 (two runs; all 1152 -> 1278).
 //   Rows of 4096 behind a norm 63 -> 34 us, of 8192 gated 135 -> 95 (their bytes take 25 and 83), 14336 plain 93 (87):
 //   more rows under way, the gate asked for with x. With the product behind, 981 -> 974 us and 577 -> 564.
-//   In the model before, 8192 rows with norms, H100 / H200: in_proj 1130 / 1123, out_proj 836 / 860, gate_up 1149 / 1143, down
-//   1086 / 1107 TFLOP/s; a prompt of 8192 53.6k / 56.2k tokens a second, 1.57 / 1.64 x bf16.
+//   In the model, 8192 rows with norms, an H100: in_proj 1339, out_proj 1023, gate_up 1298, down 1178 TFLOP/s (before:
+//   1140, 844, 1156, 1090); a prompt of 8192 62.2k tokens a second, 1.71 x bf16 (an H200 before: 1.64 x).
 //   Error of products over K = 14336: 3.3e-3, of which rounding to bf16 is 1.7e-3.
 // Launch: gemm as linear_gemm_sm90.cu, maps of bytes with boxes of 128 columns;
 //   fp8_rows: 256 threads up to 4096 columns, else 512, grid (rows), K a multiple of 8 up to 16384.

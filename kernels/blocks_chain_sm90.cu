@@ -37,7 +37,8 @@ DEVICE int step_bytes(int type) {
          : type == Q5_K ? Block<Q5_K>::BYTES : Block<Q6_K>::BYTES;
 }
 
-DEVICE int panel_at(const Product& p, int panel) { return p.backwards ? (p.n + 15) / 16 - 1 - panel : panel; }
+DEVICE int panels_of(const Product& p) { return (p.n + 15) / 16; }
+DEVICE int panel_at(const Product& p, int panel) { return p.backwards ? panels_of(p) - 1 - panel : panel; }
 
 // Steps of all products that one warp takes, in order.
 struct Walk {
@@ -56,7 +57,7 @@ struct Walk {
     DEVICE_MEMBER void product() {
         const Product& p = a->of[of];
         const int steps = p.k / step_columns(p.type);
-        bytes = step_bytes(p.type), stride = WARPS * bytes, panels = (p.n + 15) / 16;
+        bytes = step_bytes(p.type), stride = WARPS * bytes, panels = panels_of(p);
         panel_bytes = (size_t)steps * bytes, mine = (steps - warp + WARPS - 1) / WARPS;
         panel = warp < steps ? me : panels, part = 0, nth += (int)blockIdx.x < panels;
         if (panel < panels) panel_begins();
@@ -94,7 +95,7 @@ template <int TYPE> DEVICE void row_sums(Ring& ring, int count, Columns x, uint3
 
 DEVICE void product(const Product& p, Ring& ring, Fixed* fixed, uint16_t* cells, uint32_t xs, int group) {
     const int lane = ring.lane, warp = threadIdx.x / 32 % WARPS, g = lane >> 2, t = lane & 3;
-    const int panels = (p.n + 15) / 16, columns = step_columns(p.type), steps = p.k / columns, parts = p.swiglu ? 2 : 1;
+    const int panels = panels_of(p), columns = step_columns(p.type), steps = p.k / columns, parts = p.swiglu ? 2 : 1;
     const int count = (steps - warp + WARPS - 1) / WARPS;
     const Columns x(xs + warp * columns * 2, smem_addr(fixed->zeros), WARPS * columns, lane);
     const uint32_t sums = xs + 2 * p.k + t * 16 + warp * columns / 2;
@@ -147,10 +148,7 @@ DEVICE void chain(const ChainArgs& a) {
     Fixed& fixed = *(Fixed*)smem;
     const uint32_t rings = smem_addr(smem) + sizeof(Fixed), xs = rings + GROUPS * WARPS * a.ring;
     Ring ring;
-    if (group < GROUPS) ring.begin(rings + warp * a.ring, a.ring, fixed.bars + warp, (uint32_t)a.count >> 31);
-    if (threadIdx.x < ZEROS / 4) fixed.zeros[threadIdx.x] = 0;
-    if (threadIdx.x == 0) mbar_init(smem_addr(&fixed.begun), 1);
-    __syncthreads();
+    begin_warps(a, ring, fixed, rings, warp);
     if (warp >= SUPPLIER) {
         Walk walk;
         return serve_weights(a, walk, fixed.bars, rings, &fixed.begun);
@@ -161,7 +159,7 @@ DEVICE void chain(const ChainArgs& a) {
         Fixed& fixed;
         uint32_t xs;
         int group;
-        DEVICE_MEMBER int tiles(const Product& p) const { return (p.n + 15) / 16; }
+        DEVICE_MEMBER int tiles(const Product& p) const { return panels_of(p); }
         DEVICE_MEMBER void store(const Product& p, int c, const float* v, bool there) const {
             store_bytes(xs, xs + 2 * p.k, c, v, there);
         }

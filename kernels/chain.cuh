@@ -276,6 +276,14 @@ DEVICE void update_states(const ChainArgs& a, uint16_t* cells, SsmShared& shared
 // Those of products, in groups of a block; then those of states; then those that ask for weights. The kernel is compiled
 // for as many registers as products need: states need more, which the last do not.
 DEVICE int warp_number() { return __shfl_sync(~0u, threadIdx.x >> 5, 0); }
+// What all of them do first, then they part.
+template <typename Fixed>
+DEVICE void begin_warps(const ChainArgs& a, Ring& ring, Fixed& fixed, uint32_t rings, int warp) {
+    if (warp < GROUPS * WARPS) ring.begin(rings + warp * a.ring, a.ring, fixed.bars + warp, (uint32_t)a.count >> 31);
+    if (threadIdx.x < sizeof(fixed.zeros) / 4) fixed.zeros[threadIdx.x] = 0;
+    if (threadIdx.x == 0) mbar_init(smem_addr(&fixed.begun), 1);
+    __syncthreads();
+}
 DEVICE void serve_states(const ChainArgs& a, SsmShared& shared) {
     regs_grow<120>();
     if (a.count == 1) return;

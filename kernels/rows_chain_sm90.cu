@@ -205,10 +205,7 @@ template <int TYPE> DEVICE void chain(const ChainMaps& maps, const ChainArgs& a)
     Fixed& fixed = *(Fixed*)(smem + GROUPS * WARPS * a.ring);
     const uint32_t rings = smem_addr(smem), xs = rings + GROUPS * WARPS * a.ring + sizeof(Fixed);
     Ring ring;
-    if (group < GROUPS) ring.begin(rings + warp * a.ring, a.ring, fixed.bars + warp, (uint32_t)a.count >> 31);
-    if (threadIdx.x < 16) fixed.zeros[threadIdx.x] = 0;
-    if (threadIdx.x == 0) mbar_init(smem_addr(&fixed.begun), 1);
-    __syncthreads();
+    begin_warps(a, ring, fixed, rings, warp);
     if (warp >= SUPPLIER) {
         Walk<TYPE> walk;
         walk.maps = &maps;

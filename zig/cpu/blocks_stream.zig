@@ -9,6 +9,7 @@ const command = @import("command");
 const block = @import("block.zig");
 const block_panel = @import("block_panel.zig");
 const few = @import("blocks_gemv.zig");
+const finish = @import("linear_finish.zig");
 const simd = @import("simd.zig");
 const ways = @import("way.zig");
 const DType = command.DType;
@@ -34,15 +35,15 @@ pub const Results = struct {
         const residual = r.residual orelse return;
         inline for (0..streams) |p| @prefetch(residual + r.column(u, p), .{});
     }
-    /// (sum + bias) + residual of a unit.
     inline fn store(r: Results, u: usize, sums: *const [streams * width]f32) void {
-        inline for (0..streams) |p| inline for (0..width / L) |i| {
-            const at = r.column(u, p) + i * L;
-            var v = simd.ldF(@as([*]const f32, sums) + p * width + i * L);
-            if (r.bias) |bias| v += simd.ldF(bias + at);
-            if (r.residual) |residual| v += simd.ldF(residual + at);
-            ways.store(r.way, r.out + at, v, L);
-        };
+        inline for (0..streams) |p| {
+            const first = r.column(u, p);
+            const bias = if (r.bias) |from| from + first else null;
+            const residual = if (r.residual) |from| from + first else null;
+            const of = @as([*]const f32, sums) + p * width;
+            inline for (0..width / L) |i|
+                finish.store(r.way, r.out + first, of, bias, residual, i * L, L);
+        }
     }
 };
 

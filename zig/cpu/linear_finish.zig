@@ -41,8 +41,8 @@ pub fn finish(
         }
     }
 }
-/// Those of a vector's results from column j on that are left.
-inline fn store(
+/// (sum + bias) + residual of those of a vector's columns, from j on, that are left.
+pub inline fn store(
     way: ways.Way,
     out: [*]f32,
     sums: [*]const f32,

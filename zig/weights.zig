@@ -36,20 +36,22 @@ pub const Load = struct {
     part_room: u64 = 0,
     /// Where the parts go to a GPU, which copies them from pinned memory: each thread has two
     /// places and fills one while the other is copied.
-    pinned: ?*cuda.Gpu = null,
+    gpu: ?*cuda.Gpu = null,
     uploads: []cuda.Upload = &.{},
+    registered: bool = false,
 
     pub fn release(l: *Load) void {
         for (l.items.items) |item| item.release();
         l.items.deinit(allocator);
         for (l.uploads) |*upload| upload.free();
         allocator.free(l.uploads);
-        if (l.pinned) |gpu| gpu.unpin(l.parts) else memory.unmap(l.parts);
+        if (l.registered) l.gpu.?.unregister(l.parts);
+        memory.unmap(l.parts);
     }
 
     pub fn run(l: *Load, c: *job.Context, f: *Failure) Rejected!void {
         const pool = &c.device.pool;
-        const turn: u64 = if (l.pinned != null) gpu_turn_parts else turn_parts;
+        const turn: u64 = if (l.gpu != null) gpu_turn_parts else turn_parts;
         // Not behind every turn: what is on its way keeps the link busy while the next one begins.
         errdefer for (l.uploads) |*upload| {
             var other: Failure = .{};
@@ -64,6 +66,10 @@ pub const Load = struct {
                 .context = c,
                 .next = .init(begin),
                 .end = @min(begin + turn, l.n_parts),
+            };
+            if (begin == 0) if (l.gpu) |gpu| {
+                pool.together(&shared, Shared.touch);
+                l.registered = gpu.register(l.parts);
             };
             pool.together(&shared, Shared.thread);
             if (shared.failed.load(.acquire)) {
@@ -111,17 +117,17 @@ pub fn prepare(c: *job.Context, data: []const u8, f: *Failure) Rejected!Load {
     l.part_room = std.mem.alignForward(u64, l.part_room, std.heap.page_size_min);
     if (l.part_room == 0) return l;
     const n_threads = c.device.n_threads;
-    const room = l.part_room * n_threads;
+    const places: u64 = if (c.device.gpu != null) 2 * n_threads else n_threads;
+    l.parts = try memory.map(places * l.part_room, true, "loading", f);
     if (c.device.gpu) |gpu| {
-        l.parts = @alignCast(try gpu.pinned(2 * room, f));
-        l.pinned = gpu;
+        l.gpu = gpu;
         const uploads = allocator.alloc(cuda.Upload, n_threads) catch
             return f.memory(n_threads * @sizeOf(cuda.Upload));
         @memset(uploads, .{});
         l.uploads = uploads;
         for (uploads, 0..) |*upload, i|
             try upload.init(gpu, l.parts[2 * i * l.part_room ..][0 .. 2 * l.part_room], f);
-    } else l.parts = try memory.map(room, true, "loading", f);
+    }
     return l;
 }
 
@@ -135,9 +141,17 @@ const Shared = struct {
     mutex: sync.Mutex = .{},
     failure: Failure = .{},
 
+    /// Has the system bring a thread's two places: who pins them would bring them all alone.
+    fn touch(s: *Shared, index: u32) void {
+        const l = s.load;
+        const own = l.parts[2 * index * l.part_room ..][0 .. 2 * l.part_room];
+        var at: usize = 0;
+        while (at < own.len) : (at += std.heap.page_size_min) own[at] = 0;
+    }
+
     fn thread(s: *Shared, index: u32) void {
         const l = s.load;
-        const room = if (l.part_room == 0 or l.pinned != null)
+        const room = if (l.part_room == 0 or l.gpu != null)
             l.parts
         else
             l.parts[index * l.part_room ..][0..l.part_room];
@@ -179,9 +193,9 @@ const Shared = struct {
         const row = item.rowOf(part);
         const rows = item.rowOf(part + 1) - row;
         const dst = item.buffer.memory.ptr() + raw.dst_offset;
-        if (s.load.pinned != null and raw.dst_dtype == .f8_e4m3) {
+        if (s.load.gpu != null and raw.dst_dtype == .f8_e4m3) {
             try sendEights(item, row, rows, &s.load.uploads[thread_index], f);
-        } else if (s.load.pinned != null) {
+        } else if (s.load.gpu != null) {
             try s.send(item, row, rows, &s.load.uploads[thread_index], f);
         } else if (!item.converts()) {
             const at = dst + row * item.outBytes();

@@ -75,6 +75,8 @@ pub const Api = struct {
     cuMemFree_v2: *const fn (Address) callconv(.c) Result,
     cuMemHostAlloc: *const fn (*Handle, usize, c_uint) callconv(.c) Result,
     cuMemFreeHost: *const fn (Handle) callconv(.c) Result,
+    cuMemHostRegister_v2: *const fn (*anyopaque, usize, c_uint) callconv(.c) Result,
+    cuMemHostUnregister: *const fn (*anyopaque) callconv(.c) Result,
     cuMemcpyHtoDAsync_v2: *const fn (Address, *const anyopaque, usize, Handle) callconv(.c) Result,
     cuMemcpyDtoHAsync_v2: *const fn (*anyopaque, Address, usize, Handle) callconv(.c) Result,
     cuMemcpyDtoDAsync_v2: *const fn (Address, Address, usize, Handle) callconv(.c) Result,

@@ -147,6 +147,17 @@ pub const Gpu = struct {
         _ = g.api.cuMemFreeHost(pages.ptr);
     }
 
+    /// Pins pages that are there already, which of 64 MiB in huge pages takes 1.4 ms where `pinned`
+    /// takes 23 and `unpin` 6. Where the system refuses, copies from them work all the same.
+    pub fn register(g: *Gpu, pages: []u8) bool {
+        g.enter();
+        return g.api.cuMemHostRegister_v2(pages.ptr, pages.len, 0) == 0;
+    }
+    pub fn unregister(g: *Gpu, pages: []u8) void {
+        g.enter();
+        _ = g.api.cuMemHostUnregister(pages.ptr);
+    }
+
     /// Room for a job's ids; null where there is none.
     pub fn takeResults(g: *Gpu, n_seqs: u32) ?Results {
         if (n_seqs > results_seqs) return null;

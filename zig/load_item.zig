@@ -17,8 +17,8 @@ const Rejected = status.Rejected;
 
 /// Bytes of the file that a thread takes at a time: they stay in its cache until they are packed.
 const part_bytes: u64 = 512 << 10;
-/// And on the way to a GPU: a copy over the link should be worth its start. On an H100's host, whose
-/// link could do 55 GB/s, 2 MiB brought 47 to 48, 1 MiB 42 to 43.
+/// And on the way to a GPU: a copy over the link should be worth its start. On an H100's host,
+/// whose link could do 55 GB/s, 2 MiB brought 47 to 48, 1 MiB 42 to 43.
 const gpu_part_bytes: u64 = 2 << 20;
 
 pub const Item = struct {

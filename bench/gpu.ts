@@ -8,6 +8,7 @@ import type { BenchOptions, BenchWeights } from "../src/cli/bench.ts";
 import { Device, type Measured } from "../src/device.ts";
 import { HybridMambaAttentionDynamicCache } from "../src/modeling/cache.ts";
 import type { BambaForCausalLM } from "../src/models/bamba.ts";
+import { aloneUs } from "./lib/gpu_alone.ts";
 import { gemmPeers } from "./lib/gpu_peers.ts";
 import { launchUs, profileFields, profileRun } from "./lib/gpu_profile.ts";
 import { hashOf, matrixBytes, median, openSubject, promptIds } from "./lib/measure.ts";
@@ -249,6 +250,7 @@ async function prefillLine({ model, shape, signal, line }: Setting, tokens: numb
 async function profileLines(setting: Setting): Promise<void> {
   for (const batch of batches) await profileDecode(setting, batch);
   for (const tokens of prompts) await profilePrefill(setting, tokens);
+  await aloneLines(setting);
   await longContext(setting);
 }
 
@@ -274,7 +276,8 @@ async function profileDecode({ model, shape, peaks, signal, line }: Setting, bat
   }
 }
 
-async function profilePrefill({ model, shape, peaks, signal, line }: Setting, tokens: number) {
+async function profilePrefill(setting: Setting, tokens: number) {
+  const { model, signal, line } = setting;
   const { device, layout } = model.runtime;
   const cache = new HybridMambaAttentionDynamicCache(device, layout, 1);
   try {
@@ -287,15 +290,32 @@ async function profilePrefill({ model, shape, peaks, signal, line }: Setting, to
     }
     const scan_us = launchUs(profile, "ssm_scan");
     await line({ what: "ssm_scan", tokens, us: rounded(scan_us) });
-    const conv_us = launchUs(profile, "causal_conv1d");
-    const conv_bytes = 2 * 2 * tokens * sizesOf(shape).conv_dim;
-    const share_copy = rounded(conv_bytes / conv_us / 1e-6 / peaks.copy_bytes_s);
-    await line({ what: "conv1d", tokens, us: rounded(conv_us), share_copy });
-    const attention_us = launchUs(profile, "attention");
-    const tflop_s = rounded(2 * tokens * tokens * shape.hidden_size / attention_us / 1e6);
-    await line({ what: "attention", tokens, us: rounded(attention_us), tflop_s });
+    await convLine(setting, "conv1d", tokens, launchUs(profile, "causal_conv1d"));
+    await attentionLine(setting, "attention", tokens, launchUs(profile, "attention"));
   } finally {
     cache.dispose();
+  }
+}
+
+async function convLine({ shape, peaks, line }: Setting, what: string, tokens: number, us: number) {
+  const bytes = 2 * 2 * tokens * sizesOf(shape).conv_dim;
+  const share_copy = rounded(bytes / us / 1e-6 / peaks.copy_bytes_s);
+  await line({ what, tokens, us: rounded(us), share_copy });
+}
+
+async function attentionLine({ shape, line }: Setting, what: string, tokens: number, us: number) {
+  const tflop_s = rounded(2 * tokens * tokens * shape.hidden_size / us / 1e6);
+  await line({ what, tokens, us: rounded(us), tflop_s });
+}
+
+/** Two kernels of a prompt with nothing between their launches. */
+async function aloneLines(setting: Setting): Promise<void> {
+  const { model, signal } = setting;
+  for (const tokens of [2048, 8192]) {
+    const conv_us = await aloneUs(model, "causal_conv1d", tokens, signal);
+    await convLine(setting, "conv1d, by itself", tokens, conv_us);
+    const attention_us = await aloneUs(model, "attention", tokens, signal);
+    await attentionLine(setting, "attention, by itself", tokens, attention_us);
   }
 }
 

@@ -2,7 +2,7 @@
 
 import type { HybridMambaAttentionDynamicCache } from "../../src/modeling/cache.ts";
 import { bucket, type PlanRequest, record } from "../../src/modeling/plans.ts";
-import { type RunSequence, startRun } from "../../src/modeling/run.ts";
+import { type RunSequence, type StartedRun, startRun } from "../../src/modeling/run.ts";
 import type { BambaForCausalLM } from "../../src/models/bamba.ts";
 import { rounded } from "./line.ts";
 import { promptIds } from "./measure.ts";
@@ -73,18 +73,22 @@ export async function profileRun(
   };
   const plan = runtime.plans.get(request);
   const run = startRun(runtime, { plan, cache, sequences, sample: true, kind: "profile" });
+  return summed(model, request, await entriesOf(run, signal), rows * tokens);
+}
+
+/** First command, commands and nanoseconds of every launch, behind each other. */
+export async function entriesOf(run: StartedRun, signal: AbortSignal): Promise<number[]> {
   const entries: number[] = [];
   try {
     for (;;) {
       const { state, values } = await run.job.next(signal);
       entries.push(...values);
-      if (state !== "running") break;
+      if (state !== "running") return entries;
     }
   } finally {
     run.shared?.settle();
     await run.job.close();
   }
-  return summed(model, request, entries, rows * tokens);
 }
 
 function summed(

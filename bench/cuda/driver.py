@@ -34,18 +34,24 @@ class Config(C.Structure):
 
 
 class Module:
+    """Compiled and loaded with the first kernel that is asked for."""
+
     def __init__(self, stem, folder="kernels"):
+        self.stem, self.source = stem, os.path.join(ROOT, folder, stem + ".cu")
+        self.handle, self.cache = None, {}
+
+    def load(self):
         os.makedirs(BUILD, exist_ok=True)
-        path = os.path.join(BUILD, stem + ".fatbin")
-        source = os.path.join(ROOT, folder, stem + ".cu")
+        path = os.path.join(BUILD, self.stem + ".fatbin")
         if not os.path.exists(path):
-            subprocess.run(NVCC + [source, "-o", path], check=True)
+            subprocess.run(NVCC + [self.source, "-o", path], check=True)
         self.image = open(path, "rb").read()
         self.handle = C.c_void_p()
-        ok(cuda.cuModuleLoadData(C.byref(self.handle), self.image), f"load {stem}")
-        self.cache = {}
+        ok(cuda.cuModuleLoadData(C.byref(self.handle), self.image), f"load {self.stem}")
 
     def fn(self, name, smem=0):
+        if self.handle is None:
+            self.load()
         if name not in self.cache:
             f = C.c_void_p()
             ok(cuda.cuModuleGetFunction(C.byref(f), self.handle, name.encode()), f"find {name}")

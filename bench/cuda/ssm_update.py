@@ -27,14 +27,18 @@ def setup(batch, heads, groups, past=None):
         y=torch.full((batch, heads * 64), float("nan"), device=dev, dtype=torch.bfloat16), heads=heads, groups=groups)
 
 
-def run(p, fused):
+def arguments(p):
     h, g, x = p["heads"], p["groups"], p["xbc"]
     b, c = x[:, h * 64:], x[:, h * 64 + g * 128:]
-    a = Args(*[d.ptr(t) for t in (x, b, c, p["dt"], p["a_log"], p["d"], p["bias"], p["state"], p["past"], p["slots"],
-                                  p["y"], p["conv_state"], p["w"], p["wb"])],
-             p["state"].stride(0), p["conv_state"].stride(0), x.stride(0), x.stride(0), x.stride(0), p["dt"].stride(0),
-             p["y"].stride(0), h, g, 4, x.shape[1], 0.0, float("inf"))
-    M.launch("conv_ssm_update_bf16" if fused else "ssm_update_bf16", (h, x.shape[0]), 256, [a])
+    return Args(*[d.ptr(t) for t in (x, b, c, p["dt"], p["a_log"], p["d"], p["bias"], p["state"], p["past"], p["slots"],
+                                     p["y"], p["conv_state"], p["w"], p["wb"])],
+                p["state"].stride(0), p["conv_state"].stride(0), x.stride(0), x.stride(0), x.stride(0), p["dt"].stride(0),
+                p["y"].stride(0), h, g, 4, x.shape[1], 0.0, float("inf"))
+
+
+def run(p, fused):
+    name = "conv_ssm_update_bf16" if fused else "ssm_update_bf16"
+    M.launch(name, (p["heads"], p["xbc"].shape[0]), 256, [arguments(p)])
 
 
 def reference(p, fused):

@@ -32,7 +32,7 @@ struct Ring {
     DEVICE_MEMBER void begin(uint32_t ring, int bytes, const Bars* of, uint32_t unknown_zero) {
         lane = threadIdx.x & 31, bar = parity = 0, base = from = ring, end = ring + bytes, bars = smem_addr(of);
         zero = unknown_zero;
-        if (lane < 2 * STEPS_MAX) mbar_init(bars + 8 * lane, 1);
+        if (lane < 2 * STEPS_MAX) mbar_init(bars + 8 * lane, lane < STEPS_MAX ? 1 : 32);
         mbar_init_fence();
     }
     // Where the next step lies, of `bytes`, once it has come.
@@ -41,10 +41,10 @@ struct Ring {
         mbar_wait(bars + bar, parity);
         return from;
     }
-    // It has been read. `made` is of all its bytes: else the compiler may say so before they have come to registers.
+    // It has been read. `made` is of all its bytes: else the compiler may say so before they have come to registers. Every
+    // lane arrives: racecheck does not follow one lane's arrival for its warp.
     DEVICE_MEMBER void next(int bytes, float made) {
-        __syncwarp();
-        if (lane == 0) mbar_arrive(bars + EMPTY + bar + (__float_as_uint(made) & zero));
+        mbar_arrive(bars + EMPTY + bar + (__float_as_uint(made) & zero));
         from += room(bytes), bar += 8;
         if (bar == EMPTY) bar = 0, parity ^= 1;
     }

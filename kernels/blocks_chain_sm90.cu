@@ -10,7 +10,7 @@
 //        - a step of a panel lies in one piece, so it comes by one bulk copy, of which L2 hears that it is read once;
 //        - every warp has a ring of its own that runs on across products and types (chain_ring.cuh).
 // Reached on an H200, of the read bandwidth, a layer with its state: our q4_k_m 74 %, q4_k 73, q8_0 83; lm_head's shape
-//   alone: q8_0 95, q4_k 89, q6_k 91. What is missing: bench/results/gpu-decode.md.
+//   alone: q8_0 95, q4_k 89, q6_k 91. On an H100 87, 87, 91; 96, 93, 93. What is missing: bench/results/gpu-decode.md.
 // Tried: sums of a panel without a barrier of its warps (mbarriers, eight panels deep): q4_k 53.5 -> 54 us; the panels
 //   left in the end shared by both groups: q4_k_m's 58 -> 61.7, SwiGLU's two matrices alone no change; x by warps of its
 //   own to a second place (q8_0 79.8 -> 76.5, q4_k 50.1 -> 55).

@@ -17,7 +17,7 @@
 // Reached on an H100 (read 3.14 TB/s), batch 1: in_proj / out_proj / gate_up / down / lm_head q8_0 86 / 75 / 84 / 83 /
 //   94 %, q6_k 82 / 66 / 79 / 78 / 92 %, q4_k 77 / 55 / 77 / 75 / 90 %; a whole token of Bamba-9B, state included:
 //   q8_0 82 %, q4_k_m 72 %. What is missing is the same 3 to 5 us a launch in all: staging x, first and last bytes.
-//   On an H200 the integer pipe bounds it (blocks_int8.cuh): one row takes blocks_chain_sm90.cu there.
+//   On an H200 the integer pipe bounds it (blocks_int8.cuh). One row takes blocks_chain_sm90.cu on Hopper.
 //   Four rows take twice the time of one at q4_k: tensor cores and registers, not memory, bound them.
 // Launch: 256 threads, grid min(panels, 2 * multiprocessors); dynamic smem STAGES * 8 * BYTES of a step
 //   + batch * (2 K + K / 4), see BLOCKS below.

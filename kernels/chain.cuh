@@ -10,7 +10,7 @@
 // (q4_k gate and up: the first at 24, the middle at 27, the last at 28 us of 51).
 // Tried on an H200 and left: a barrier of the grid, 2.9 us a product; asking L2 for weights beyond the ring while
 // waiting, which costs their whole time, although L2 gives 8 TB/s where memory gives 4.6; both groups on one
-// panel of SwiGLU's two matrices (55 -> 56 us). On an H100 blocks gained nothing: see gpu.zig.
+// panel of SwiGLU's two matrices (55 -> 56 us).
 //
 // A state takes in_proj's x, B, C and dt, and out_proj waits for its y. Four warps more than the products' update it;
 // in_proj does its rows `backwards`, dt, C, B and x first, so that the gate's rows come meanwhile (a layer of e4m3 77.5 ->

@@ -19,7 +19,7 @@
 // Tried: asking L2 for the three steps behind the ring while x is fetched, which keeps x waiting: a token of Bamba-9B on an
 //   H200 takes 4.69 ms without (0.87 of the read bandwidth), 4.78 with it, 4.84 with six (an H100 was not measured); a part
 //   of the ring filled only behind x's loads 4.71 to 4.84; more of x asked for at once 4.72; four slots 4.70.
-// One row goes in chains where products follow each other on an H200: rows_chain_sm90.cu, of the same bits.
+// One row goes in chains where products follow each other: rows_chain_sm90.cu, of the same bits.
 // Launch: 256 threads, grid min(tiles, 2 * multiprocessors), tiles = ceil(N / 16) (swiglu: ceil(N / 8));
 //   dynamic shared memory: see `gemv_smem` below (STAGES ring slots of 16 KB, then x when it is staged).
 #include "common.cuh"

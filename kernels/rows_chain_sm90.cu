@@ -13,7 +13,7 @@
 //        - of the 8 rows that a load of 16 bytes a lane meets, rows r and r + 4 come together: their pieces lie in other
 //          banks once the copy has swizzled them. Which lanes have which rows does not matter to a row's bits.
 // Reached on an H200, a layer with its state: e4m3 72.7 us, 0.85 of the floor, where single launches take 84.1; bf16 131.8,
-//   0.92, for 139.3. On an H100, where readers asked for their weights: e4m3 104.8 for 109.2, bf16 196.8 for 198.3.
+//   0.92, for 139.3. On an H100: e4m3 98.2 for 109.4, bf16 190.2 for 199.1.
 // Tried: bench/results/gpu-decode.md. bf16 breaks down where much is under way: lm_head's shape took 254 us with rings of
 //   four steps that were filled at once and 339 with five, 233 with two steps under way.
 // Launch: 768 threads, grid = multiprocessors; dynamic smem 16 * `ring` + Fixed + 2 bytes for each column of x, of the

@@ -23,8 +23,6 @@ pub const attribute = struct {
     pub const multiprocessors: c_int = 16;
     pub const capability_major: c_int = 75;
     pub const capability_minor: c_int = 76;
-    pub const memory_khz: c_int = 36;
-    pub const memory_bits: c_int = 37;
 };
 pub const function_shared_memory: c_int = 8;
 pub const stream_non_blocking: c_uint = 1;

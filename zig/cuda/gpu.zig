@@ -35,8 +35,6 @@ pub const Gpu = struct {
     name: [64]u8,
     capability: u32,
     multiprocessors: u32,
-    /// Whether its memory brings each multiprocessor so much that products go in chains.
-    chains: bool = false,
     total: u64,
     /// Bytes of buffers and plans on it.
     allocated: std.atomic.Value(u64) = .init(0),
@@ -190,22 +188,6 @@ pub const Gpu = struct {
     }
 };
 
-/// Bytes a second of memory for each multiprocessor above which chains of products are faster than
-/// a launch each: an H200 has 37e9 and gains 7 to 11 %, an H100 has 25e9 and gains nothing.
-const chain_bytes_s = 32e9;
-
-fn chainsPay(g: *const Gpu, device: c_int) bool {
-    var khz: c_int = 0;
-    var bits: c_int = 0;
-    const a = driver.attribute;
-    const told = g.api.cuDeviceGetAttribute(&khz, a.memory_khz, device) == driver.ok and
-        g.api.cuDeviceGetAttribute(&bits, a.memory_bits, device) == driver.ok;
-    if (!told or g.capability != 90) return false;
-    // Two transfers a clock.
-    const bytes_s = @as(f64, @floatFromInt(khz)) * 1e3 * 2 * @as(f64, @floatFromInt(bits)) / 8;
-    return bytes_s / @as(f64, @floatFromInt(g.multiprocessors)) > chain_bytes_s;
-}
-
 /// What the images' PTX is for.
 const ptx_capability = 80;
 
@@ -289,7 +271,6 @@ fn open(api: *const driver.Api, ordinal: u32, f: *Failure) Rejected!Gpu {
         .{ std.mem.sliceTo(&g.name, 0), values[1], values[2] },
     );
     if (compilesPtx()) g.capability = ptx_capability;
-    g.chains = chainsPay(&g, device);
     try g.check(api.cuDevicePrimaryCtxRetain(&g.context, device), "to make a context", f);
     g.enter();
     var unused: usize = 0;

@@ -25,6 +25,7 @@
 //   dynamic smem STAGES * 16384 + (staged: batch * (K to a multiple of 1024, + 8) * 2).
 //   fp8_linear: 256 threads, grid (ceil(N / 64), ceil(M / 64)).
 #include "e4m3.cuh"
+#include "linear_tile.cuh"
 
 struct DecodeArgs {
     const uint8_t* w;
@@ -237,48 +238,12 @@ DECODE(fp8_decode_4, true, 4)
 DECODE(fp8_decode_5, true, 5)
 DECODE(fp8_decode_6_direct, false, 6)
 
-struct LinearArgs {
-    const void* x;
-    const uint8_t* w;
-    const float* bias;
-    const void* residual;
-    void* out;
-    int m, n, k, x_stride, residual_stride, out_stride;
-};
 DEVICE float value(uint8_t b) { return __uint_as_float((uint32_t)(b & 0x80) << 24 | (uint32_t)(b & 0x7f) << 20) * 0x1p120f; }
 
 template <typename T, typename OUT> DEVICE void linear(const LinearArgs& a) {
-    __shared__ float xs[16][65], ws[16][65];
-    pdl_wait();
-    pdl_launch();
-    const int n0 = blockIdx.x * 64, m0 = blockIdx.y * 64, tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
-    const uint8_t* rows = rows_of(a.w, a.n);
-    float acc[4][4] = {};
-    for (int k0 = 0; k0 < a.k; k0 += 16) {
-        for (int i = threadIdx.x; i < 1024; i += 256) {
-            const int r = i >> 4, k = k0 + (i & 15);
-            const bool there = k < a.k;
-            xs[i & 15][r] = there && m0 + r < a.m ? to_f32(((const T*)a.x)[(size_t)(m0 + r) * a.x_stride + k]) : 0.0f;
-            ws[i & 15][r] = there && n0 + r < a.n
-                ? value(rows[(size_t)(n0 + r) * a.k + k]) * scales_of(a.w)[n0 + r] : 0.0f;
-        }
-        __syncthreads();
-        for (int k = 0; k < 16; k++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) acc[i][j] = fmaf(xs[k][ty + 16 * i], ws[k][tx + 16 * j], acc[i][j]);
-        __syncthreads();
-    }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++) {
-            const int r = m0 + ty + 16 * i, c = n0 + tx + 16 * j;
-            if (r >= a.m || c >= a.n) continue;
-            float s = acc[i][j];
-            if (a.bias) s += a.bias[c];
-            if (a.residual) s += to_f32(((const T*)a.residual)[(size_t)r * a.residual_stride + c]);
-            ((OUT*)a.out)[(size_t)r * a.out_stride + c] = from_f32<OUT>(s);
-        }
+    const uint8_t* w = (const uint8_t*)a.w;
+    const uint8_t* rows = rows_of(w, a.n);
+    linear_tile<T, OUT>(a, [&](int n, int k) { return value(rows[(size_t)n * a.k + k]) * scales_of(w)[n]; });
 }
 #define LINEAR(NAME, T, OUT)                                                                                \
     extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ LinearArgs a) { linear<T, OUT>(a); }

@@ -2,51 +2,13 @@
 //
 // These kernels define what the fast ones must compute, serve shapes that no fast kernel takes, f32 models,
 // and cards without a fast path. Vectors (norm weights, biases, convolution weights, A_log, D, dt_bias) are
-// f32; states f32; sums f32 in one fixed order that depends on one row's shape only. `linear_ref` adds over
-// k upwards, one fused multiply-add after another, as the CPU kernels do. No figure of speed is claimed.
+// f32; states f32; sums f32 in one fixed order that depends on one row's shape only. No figure of speed is claimed.
 // Layouts (conv ring, ssm_state [slot][head][P][N], pages [page][kv_head][64][head_dim]) as in the fast ones.
-#include "common.cuh"
+#include "linear_tile.cuh"
 
-// ---- linear: out(m,n) = sum_k x(m,k) w(n,k) + bias(n) + residual(m,n). Grid (ceil(N/64), ceil(M/64)), 256. ----
-struct LinearArgs {
-    const void* x;
-    const void* w;
-    const float* bias;
-    const void* residual;
-    void* out;
-    int m, n, k, x_stride, residual_stride, out_stride;
-};
+// ---- linear (linear_tile.cuh) ----
 template <typename T, typename W, typename OUT> DEVICE void linear_ref(const LinearArgs& a) {
-    __shared__ float xs[16][65], ws[16][65];
-    pdl_wait();
-    pdl_launch();
-    const int m = a.m, n0 = blockIdx.x * 64, m0 = blockIdx.y * 64;
-    const int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
-    if (m0 >= m) return;
-    float acc[4][4] = {};
-    for (int k0 = 0; k0 < a.k; k0 += 16) {
-        for (int i = threadIdx.x; i < 1024; i += 256) {
-            const int r = i >> 4, k = k0 + (i & 15);
-            xs[i & 15][r] = m0 + r < m && k < a.k ? to_f32(((const T*)a.x)[(size_t)(m0 + r) * a.x_stride + k]) : 0.0f;
-            ws[i & 15][r] = n0 + r < a.n && k < a.k ? to_f32(((const W*)a.w)[(size_t)(n0 + r) * a.k + k]) : 0.0f;
-        }
-        __syncthreads();
-        for (int k = 0; k < 16; k++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) acc[i][j] = fmaf(xs[k][ty + 16 * i], ws[k][tx + 16 * j], acc[i][j]);
-        __syncthreads();
-    }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++) {
-            const int r = m0 + ty + 16 * i, c = n0 + tx + 16 * j;
-            if (r >= m || c >= a.n) continue;
-            float s = acc[i][j];
-            if (a.bias) s += a.bias[c];
-            if (a.residual) s += to_f32(((const T*)a.residual)[(size_t)r * a.residual_stride + c]);
-            ((OUT*)a.out)[(size_t)r * a.out_stride + c] = from_f32<OUT>(s);
-        }
+    linear_tile<T, OUT>(a, [&](int n, int k) { return to_f32(((const W*)a.w)[(size_t)n * a.k + k]); });
 }
 
 // ---- elementwise: 0 add, 1 mul, 2 silu(a), 3 silu(a) * b. Grid (ceil(width/256), rows), 256. ----

@@ -159,8 +159,8 @@ const cuda_stems = [_][]const u8{
 const cuda_headers = [_][]const u8{
     "attention_decode.cuh", "attention_pages.cuh", "batch_sm90.cuh", "blocks.cuh",
     "blocks_int8.cuh",      "chain.cuh",           "chain_ring.cuh", "common.cuh",
-    "e4m3.cuh",             "gemm_sm90.cuh",       "hopper.cuh",     "mma.cuh",
-    "ssm_update.cuh",       "wgmma.cuh",
+    "e4m3.cuh",             "gemm_sm90.cuh",       "hopper.cuh",     "linear_tile.cuh",
+    "mma.cuh",              "ssm_update.cuh",      "wgmma.cuh",
 };
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
 const cuda_targets = [_][]const u8{

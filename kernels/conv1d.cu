@@ -9,14 +9,15 @@
 //
 // Bytes: T*C*2 in, T*C*2 out. Floor: that over the copy bandwidth.
 // Ideas: - a thread owns 4 neighbouring channels (few registers, many threads) and slides a window of W inputs in
-//          registers over RUN tokens: each input is read once, but for W - 1 of RUN from L2;
+//          registers over a run of tokens: each input is read once, but for W - 1 of a run from L2;
 //        - inputs of the next 8 tokens are in flight while 8 are computed, the first before edges are known;
 //        - sequence edges cost one comparison in 8 tokens; the window is reloaded only there;
-//        - threads are dealt out over channels and runs as one row, so that no block is partly idle.
-// Reached on an H200, of the copy bandwidth: 8192 tokens 0.94, 2048 0.79, 512 0.52 (before: blocks of 512 channels and
-//   32 tokens, 0.88, 0.70, 0.47). Tried: runs of 32 and 64 tokens 0.93 and 0.91 (2048: 0.72 and 0.75); 4 tokens ahead and
-//   32 warps instead of 24 0.92 (0.79).
-// Launch: conv1d 128 threads, grid (ceil(C / 4 * ceil(T/16) / 128)); conv1d_state 256, (ceil(C/256), sequences);
+//        - the warps of a block take runs of the same 128 channels, one behind the other: L1 has their weights.
+// Reached on an H200 behind a product, as in a model, 8192 / 2048 tokens, us: runs of 48 tokens 80.0 / 26.3, of 24 81.0
+//   / 25.5 (before, runs of 16, channels and runs dealt out as one row: 83.4 / 26.0); by itself 77.1 / 23.6 and 76.7 /
+//   24.3 (82.7 / 25.5). Tried, runs of 16: 256 threads 88.3 / 26.6, inputs that L2 lets go first 88.1 / 26.6, 16 tokens
+//   ahead 92.6 / 28.7, 4 ahead and 32 warps instead of 24 84.2 / 26.7.
+// Launch: conv1d 128 threads, grid (ceil(C/128) * ceil(T / (4 * run))); conv1d_state 256, (ceil(C/256), sequences);
 //   conv1d_update 256, (ceil(C/4 / 256), batch).
 #include "common.cuh"
 
@@ -35,9 +36,10 @@ struct ConvArgs {
     int width;  // for the plain twin
     int sequences;
     int keeps;  // conv1d writes the state, too: no sequence has a past, which other blocks might still read
+    int run;    // tokens of a thread, a multiple of AHEAD
 };
 
-constexpr int RUN = 16, AHEAD = 8;
+constexpr int AHEAD = 8;
 
 // The input k = 1, 2, 3 positions before the first row of sequence s, four channels.
 DEVICE void before_start(const ConvArgs& a, int s, int k, int width, int c, float* v) {
@@ -71,8 +73,9 @@ template <int W> DEVICE void keep_state(const ConvArgs& a, int seq, int t0, int 
 }
 
 template <int W> DEVICE void conv1d(const ConvArgs& a) {
-    const int quads = a.channels / 4, index = blockIdx.x * 128 + threadIdx.x;
-    const int c = index % quads * 4, t0 = index / quads * RUN;
+    const int across = (a.channels + 127) / 128, warp = threadIdx.x >> 5;
+    const int c = (blockIdx.x % across * 32 + (threadIdx.x & 31)) * 4, t0 = (blockIdx.x / across * 4 + warp) * a.run;
+    if (c >= a.channels) return;
     float w[W][4], bias[4], win[W - 1][4], flat[4 * W];
 #pragma unroll
     for (int j = 0; j < W; j++) *(float4*)(flat + 4 * j) = __ldg((const float4*)(a.w + (size_t)c * W) + j);
@@ -84,7 +87,7 @@ template <int W> DEVICE void conv1d(const ConvArgs& a) {
     }
     pdl_wait();
     pdl_launch();
-    const int end = min(t0 + RUN, a.rows);
+    const int end = min(t0 + a.run, a.rows);
     if (t0 >= a.rows) return;
     const bf16* x = a.x + c;
     uint2 in[AHEAD], early[W - 1];  // asked for before the edges are known

@@ -12,7 +12,7 @@ class ConvArgs(C.Structure):
     _fields_ = [(n, C.c_void_p) for n in ("x", "out", "w", "bias", "state", "seq_of_token", "seq_start", "past_len",
                                           "slots")] + [("slot_stride", C.c_longlong)] + \
                [(n, C.c_int) for n in ("rows", "channels", "x_stride", "out_stride", "activation", "width", "sequences",
-                                         "keeps")]
+                                         "keeps", "run")]
 
 
 class NormArgs(C.Structure):
@@ -34,12 +34,13 @@ def packed(lens, past):
                 slots=torch.randperm(len(lens), device=dev).int(), lens=lens)
 
 
-def conv(p, which, width, x, out, w, b, state, keeps=False):
+def conv(p, which, width, x, out, w, b, state, keeps=False, run=None):
     rows, ch = x.shape
+    run = run or (48 if rows >= 4096 else 24 if rows >= 1024 else 16)
     a = ConvArgs(d.ptr(x), d.ptr(out), d.ptr(w), d.ptr(b), d.ptr(state), d.ptr(p["of"]), d.ptr(p["start"]),
                  d.ptr(p["past"]), d.ptr(p["slots"]), state.stride(0), rows, ch, x.stride(0),
-                 out.stride(0) if out is not None else 0, 1, width, len(p["lens"]), keeps)
-    grid = ((ch // 4 * ((rows + 15) // 16) + 127) // 128,) if which == "" else ((ch // (4 if which == "_update" else 1) + 255) // 256, len(p["lens"]))
+                 out.stride(0) if out is not None else 0, 1, width, len(p["lens"]), keeps, run)
+    grid = ((ch + 127) // 128 * ((rows + 4 * run - 1) // (4 * run)),) if which == "" else ((ch // (4 if which == "_update" else 1) + 255) // 256, len(p["lens"]))
     CONV.launch(f"conv1d{which}_w{width}_bf16", grid, 128 if which == "" else 256, [a])
 
 
@@ -69,6 +70,11 @@ def test_conv(small):
             keeps = not any(past)
             conv(p, "", width, x, out, w, b, state, keeps)
             d.check(f"conv1d {lens} w{width}", d.error(out, silu(ref)), 4e-3)
+            for run in (8, 16, 24, 48):
+                other, kept = torch.full_like(out, float("nan")), start.clone()
+                conv(p, "", width, x, other, w, b, kept, keeps, run)
+                same = torch.equal(other, out) and torch.equal(kept, state)
+                d.check(f"conv1d {lens} w{width} runs of {run}, same bits", 0.0 if same else 1.0, 0)
             if not keeps:
                 conv(p, "_state", width, x, out, w, b, state)
             d.check(f"conv1d_state {lens} w{width}", d.error(state, new), 1e-6)

@@ -31,6 +31,7 @@ const Args = extern struct {
     sequences: i32,
     /// The convolution writes the state, too.
     keeps: i32 = 0,
+    run: i32 = 0,
 };
 
 fn arguments(t: *const Task) Args {
@@ -55,8 +56,14 @@ fn arguments(t: *const Task) Args {
     };
 }
 
-/// Tokens of one thread.
-const run_tokens = 16;
+/// Tokens of one thread: more leave less to be read twice, fewer give a short prompt more threads.
+fn runOf(tokens: usize) u32 {
+    if (tokens >= 4096) return 48;
+    return if (tokens >= 1024) 24 else 16;
+}
+/// Channels and runs of a block.
+const block_channels = 128;
+const block_runs = 4;
 
 /// Whether no sequence has a past, in which case no block reads the state that another writes.
 fn allBegin(s: *const Stream) bool {
@@ -77,7 +84,10 @@ fn forward(t: *const Task, s: *Stream) void {
     if (isFast(t)) {
         a.keeps = @intFromBool(allBegin(s));
         const state_grid = [3]u32{ k.blocks(channels, 256), t.step.n_seqs, 1 };
-        const grid = [3]u32{ k.blocks(channels / 4 * k.blocks(tokens, run_tokens), 128), 1, 1 };
+        const run = runOf(tokens);
+        a.run = @intCast(run);
+        const across = k.blocks(channels, block_channels);
+        const grid = [3]u32{ across * k.blocks(tokens, block_runs * run), 1, 1 };
         inline for (.{ 2, 3, 4 }) |w| if (t.cols(1) == w) {
             const name = comptime k.name("conv1d_w{d}_bf16", .{w});
             const state = comptime k.name("conv1d_state_w{d}_bf16", .{w});

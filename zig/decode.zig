@@ -45,7 +45,10 @@ pub const Decode = struct {
         if (c.device.gpu != null) on_gpu = try .begin(d.plan, d.data, o, host.n_seqs, f);
         defer if (on_gpu) |*session| session.end();
         const binding = d.bindingOf(c, host, if (on_gpu) |session| session.step.ptr() else null);
-        if (on_gpu) |*session| session.binding = &binding;
+        if (on_gpu) |*session| {
+            session.binding = &binding;
+            session.expected = &c.expected;
+        }
         for (0..o.n_steps) |n| {
             if (on_gpu) |*session| {
                 while (session.mayStart(n)) try d.step(c, &binding, session, f);

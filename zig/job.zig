@@ -27,6 +27,8 @@ pub const Context = struct {
     /// Bytes loaded or steps done.
     done: std.atomic.Value(u64) = .init(0),
     total: u64 = 0,
+    /// When the job will have ended, by `sync.nowNs`; 0 where that is not known.
+    expected: std.atomic.Value(u64) = .init(0),
     mutex: sync.Mutex = .{},
     changed: sync.Condition = .{},
     ring: ring.Ring = .{},
@@ -162,11 +164,13 @@ pub fn wait(h: u32, timeout_ms: u32, out: []u8, f: *Failure) Rejected!void {
     const c = &j.context;
     const head = @sizeOf(command.JobReport);
     try exchange.room(out, head + c.ring.entryBytes(), f);
-    const deadline = sync.nowNs() + @as(u64, timeout_ms) * std.time.ns_per_ms;
+    const now = sync.nowNs();
+    const near = nearEnd(now, c.expected.load(.monotonic));
+    const deadline = now + @max(near, @as(u64, timeout_ms) * std.time.ns_per_ms);
     c.mutex.lock();
     defer c.mutex.unlock();
     while (c.ring.empty() and j.state == .running) {
-        if (timeout_ms == 0 or sync.nowNs() >= deadline) break;
+        if (deadline == now or sync.nowNs() >= deadline) break;
         c.changed.waitUntil(&c.mutex, deadline);
     }
     const n_values = c.ring.take(out[head..]);
@@ -182,6 +186,23 @@ pub fn wait(h: u32, timeout_ms: u32, out: []u8, f: *Failure) Rejected!void {
         .total = c.total,
     };
     @memcpy(out[0..head], std.mem.asBytes(&report));
+}
+
+/// How long a look at a job waits that will end before a timer of 1 ms would bring the next look.
+fn nearEnd(now: u64, expected: u64) u64 {
+    const look_ns = 3 * std.time.ns_per_ms / 2; // a timer of 1 ms, and its delay
+    if (expected == 0 or now + look_ns < expected or now > expected + 2 * look_ns) return 0;
+    return expected -| now + look_ns / 2;
+}
+
+test "a look waits for an end that is near, for no longer than another look would take" {
+    const ms = std.time.ns_per_ms;
+    const expectEqual = std.testing.expectEqual;
+    try expectEqual(0, nearEnd(100 * ms, 0));
+    try expectEqual(0, nearEnd(100 * ms, 102 * ms));
+    try expectEqual(ms + 3 * ms / 4, nearEnd(100 * ms, 101 * ms));
+    try expectEqual(3 * ms / 4, nearEnd(100 * ms, 99 * ms));
+    try expectEqual(0, nearEnd(100 * ms, 96 * ms));
 }
 
 /// `bamba_job_cancel`

@@ -58,7 +58,14 @@ pub const Body = struct {
 };
 
 pub fn launchAll(plan: *Plan, stream: *Stream) void {
+    _ = launchUntil(plan, stream, 0, plan.body.cuda.links.len);
+}
+
+/// Launches links from `first` until `end` or a little further, as some go together. Answers where
+/// the next ones begin.
+pub fn launchUntil(plan: *Plan, stream: *Stream, first: usize, end: usize) usize {
     const links = plan.body.cuda.links;
-    var at: usize = 0;
-    while (at < links.len) at += products.launch(plan.tasks, links[at..], stream);
+    var at = first;
+    while (at < end) at += products.launch(plan.tasks, links[at..], stream);
+    return at;
 }

@@ -1,30 +1,12 @@
 // The tile loop of linear_gemm_sm90.cu (bf16) and linear_fp8_sm90.cu (e4m3): a row of a tile is 128 bytes of k in
 // both, so copies, stages and descriptors are the same; an e4m3 step multiplies twice as many columns.
 #pragma once
-#include "wgmma.cuh"
-
-struct GemmArgs {
-    const float* bias;          // (N) or null
-    const bf16* residual;       // (M,N) or null
-    int m, n, k;                // swiglu: n counts outputs
-    int residual_stride;
-    bf16* out;
-    int out_stride;
-    float* sums;                // SPLIT: 2 * 128 * 256 floats a cluster
-};
-struct Fp8Args {
-    GemmArgs of;
-    const float* x_scale;   // (M)
-    const float* w_scale;   // (N)
-    const float* w2_scale;  // (N), swiglu
-};
-DEVICE const GemmArgs& gemm_args(const GemmArgs& a) { return a; }
-DEVICE const GemmArgs& gemm_args(const Fp8Args& a) { return a.of; }
+#include "gemm_results.cuh"
 
 #if HOPPER
 constexpr int BM = 128, A_BYTES = BM * 128;  // 128 bytes of k a stage
 constexpr int OFF_BAR = 229376;
-constexpr int BAND = 8;  // pairs of row tiles in a band
+constexpr int BAND = 16;  // row tiles in a band
 
 // What a kernel's name says of it.
 // IN_PARTS: k in four parts, each from zero, whose sums are added in order: the bits of linear_batch_sm90.cu.
@@ -33,9 +15,13 @@ constexpr int BAND = 8;  // pairs of row tiles in a band
 // NOTHING: neither bias nor residual. That results are not kept for one is worth 2 % (e4m3 4 %).
 // LATER: a tile's results stay packed in registers until the next tile's first products run, between which they are
 //   stored and that tile's residual is read into their place. Where k is split a cluster has one tile.
+// BLOCKS: of a cluster, each with rows of its own; they share weights, of which each brings its part to all.
+// BEHIND: runs beside the kernel in front, which is a part of the same product: waits for it at its end.
 template <int COLUMNS, bool WITH_UP, bool E4M3, bool IN_PARTS = false, int CLUSTERS = 1, bool FLOATS = false,
-          bool NOTHING = false>
+          bool NOTHING = false, int BLOCKS = 2, bool BEHIND = false>
 struct Kind {
+    static constexpr int RANKS = BLOCKS;
+    static constexpr bool BESIDE = BEHIND;
     static constexpr int BN = COLUMNS, SPLIT = CLUSTERS;
     static constexpr bool SWIGLU = WITH_UP, FP8 = E4M3, PARTS = IN_PARTS, F32 = FLOATS, LATER = SPLIT == 1 && !F32;
     static constexpr bool BARE = NOTHING;
@@ -48,45 +34,51 @@ struct Kind {
     DEVICE_MEMBER static bool finishes(int e, int share) { return SPLIT == 1 || e * SPLIT / PIECES == share; }
 };
 
-// A pair of row tiles, one of columns, stages of k.
+// The row tiles of a cluster, one of columns, stages of k.
 struct Tile {
-    int pair, col, share, begin, end;
+    int rows, col, share, begin, end;
 };
 // Tiles in bands of rows, so that a band's x stays in L2. A cluster has every `stride`th.
 template <typename K> struct Walk {
-    int pairs, cols, total, first, stride, blocks_k, per;
+    static constexpr int HIGH = BAND / K::RANKS;
+    int down, cols, total, first, stride, blocks_k, per;
     DEVICE_MEMBER Walk(const GemmArgs& a) {
-        pairs = (a.m + 2 * BM - 1) / (2 * BM), cols = (a.n + K::TILE_N - 1) / K::TILE_N;
-        total = pairs * cols * K::SPLIT;
-        first = blockIdx.x >> 1, stride = gridDim.x >> 1, blocks_k = (a.k + K::BK - 1) / K::BK;
+        down = (a.m + K::RANKS * BM - 1) / (K::RANKS * BM), cols = (a.n + K::TILE_N - 1) / K::TILE_N;
+        total = down * cols * K::SPLIT;
+        first = blockIdx.x / K::RANKS, stride = gridDim.x / K::RANKS, blocks_k = (a.k + K::BK - 1) / K::BK;
         per = (blocks_k + K::SPLIT - 1) / K::SPLIT;
     }
     DEVICE_MEMBER Tile at(int i) const {
-        const int of = i / K::SPLIT, band = of / (BAND * cols), top = band * BAND, size = min(BAND, pairs - top);
-        const int r = of - band * BAND * cols, share = i % K::SPLIT, begin = share * per;
+        const int of = i / K::SPLIT, band = of / (HIGH * cols), top = band * HIGH, size = min(HIGH, down - top);
+        const int r = of - band * HIGH * cols, share = i % K::SPLIT, begin = share * per;
         return {top + r % size, r / size, share, begin, min(begin + per, blocks_k)};
     }
 };
 
-// One thread brings stages: x, and with the cluster's other block W. The first weights are under way before the kernel
+// One thread brings stages: x, and with the cluster's other blocks W. The first weights are under way before the kernel
 // in front has ended.
 template <typename K>
 DEVICE void copy_tiles(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap* mw2, const Walk<K>& walk,
                        uint32_t smem, uint32_t rank) {
+    constexpr int PART = K::BN / K::RANKS, HALF = K::RANKS / 2;  // rows of W, parts of one of two matrices
     int st = 0, phase = 1;
     for (int i = walk.first; i < walk.total; i += walk.stride) {
         const Tile tile = walk.at(i);
-        const int row = (2 * tile.pair + rank) * BM;
-        const CUtensorMap* map = K::SWIGLU && rank ? mw2 : mw;
-        const int wrow = K::SWIGLU ? tile.col * K::TILE_N : tile.col * K::BN + rank * (K::BN / 2);
+        const int row = (K::RANKS * tile.rows + rank) * BM;
+        const CUtensorMap* map = K::SWIGLU && rank >= HALF ? mw2 : mw;
+        const int wrow = tile.col * K::TILE_N + (K::SWIGLU ? rank % HALF : rank) * PART;
         auto weights = [&](int k, int st) {
             const uint32_t full = smem + K::FULL + 8 * st, stage = smem + st * K::STAGE_BYTES;
             mbar_expect(full, K::STAGE_BYTES);
-            tma_load_multi(stage + A_BYTES + rank * (K::B_BYTES / 2), map, k * K::BK, wrow, full, 3);
+            tma_load_multi(stage + A_BYTES + rank * (K::B_BYTES / K::RANKS), map, k * K::BK, wrow, full,
+                           (1 << K::RANKS) - 1);
         };
         const int ahead = i == walk.first ? min(tile.begin + K::STAGES, tile.end) : tile.begin;
         for (int k = tile.begin; k < ahead; k++) weights(k, k - tile.begin);
-        if (i == walk.first) pdl_wait(), pdl_launch();
+        if (i == walk.first) {
+            if (!K::BESIDE) pdl_wait();  // else the kernel in front has, before it let this one start
+            pdl_launch();
+        }
         for (int k = tile.begin; k < tile.end; k++) {
             mbar_wait(smem + K::EMPTY + 8 * st, phase);
             if (k >= ahead) weights(k, st);
@@ -134,7 +126,7 @@ template <typename K> struct Stages {
     // The stage before `st`.
     DEVICE_MEMBER void give_back() const {
         const int tid = threadIdx.x & 127;
-        if (tid < 2) mbar_arrive_cluster(smem + K::EMPTY + 8 * (st == 0 ? K::STAGES - 1 : st - 1), tid);
+        if (tid < K::RANKS) mbar_arrive_cluster(smem + K::EMPTY + 8 * (st == 0 ? K::STAGES - 1 : st - 1), tid);
     }
 };
 
@@ -172,94 +164,6 @@ template <typename K> DEVICE void add_split(const GemmArgs& a, float* acc, int p
     }
 }
 
-// Of a 4 x 4 matrix of words, a row a lane of four neighbours: its transpose.
-DEVICE void transpose4(uint32_t* w) {
-    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const uint32_t other = __shfl_xor_sync(~0u, odd ? w[i] : w[i + 1], 1);
-        w[i] = odd ? other : w[i], w[i + 1] = odd ? w[i + 1] : other;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const uint32_t other = __shfl_xor_sync(~0u, high ? w[i] : w[i + 2], 2);
-        w[i] = high ? other : w[i], w[i + 2] = high ? w[i + 2] : other;
-    }
-}
-
-// A thread's results of a tile, packed, or the residual they are added to. Piece e: row 8 (e & 1) below `row`, four
-// columns of each eighth of its 32. Their sums: two neighbours of that row, in columns 8 n + 2 t of the tile, are
-// acc[4 n + 2 (e & 1)] and the next, the up projection's half of acc behind them.
-template <typename K> struct Results {
-    const GemmArgs& a;
-    const bool adds;
-    uint32_t held[K::PIECES][4];
-    int row, col;  // of the tile held; row m: none
-    DEVICE_MEMBER Results(const GemmArgs& a) : a(a), adds(!K::SWIGLU && !K::BARE && a.residual), row(a.m), col(0) {}
-    // Eight neighbours a lane.
-    DEVICE_MEMBER void store(int e) {
-        const int r = row + 8 * (e & 1), t = threadIdx.x & 3, c = col + 8 * t + 32 * (e >> 1);
-        transpose4(held[e]);
-        if (r < a.m && c < a.n && (K::TILE_N % 32 == 0 || 32 * (e >> 1) + 8 * t < K::TILE_N))
-            *(uint4*)(a.out + (size_t)r * a.out_stride + c) = make_uint4(held[e][0], held[e][1], held[e][2], held[e][3]);
-    }
-    DEVICE_MEMBER void ask(int e, int row0, int col0) {
-        const int r = row0 + 8 * (e & 1), c = col0 + 8 * (threadIdx.x & 3) + 32 * (e >> 1);
-        uint4 u = make_uint4(0, 0, 0, 0);
-        if (r < a.m && c < a.n) u = load_cg(a.residual + (size_t)r * a.residual_stride + c);
-        held[e][0] = u.x, held[e][1] = u.y, held[e][2] = u.z, held[e][3] = u.w;
-    }
-    DEVICE_MEMBER void scale(const GemmArgs&, float*) const {}
-    DEVICE_MEMBER void scale(const Fp8Args& of, float* acc) const {
-        const float sx[2] = {row < a.m ? of.x_scale[row] : 0, row + 8 < a.m ? of.x_scale[row + 8] : 0};
-        const int c0 = col + 2 * (threadIdx.x & 3);
-#pragma unroll
-        for (int n = 0; n < K::TILE_N / 8; n++) {
-#pragma unroll
-            for (int half = 0; half <= K::SWIGLU; half++) {
-                const float* scales = (half ? of.w2_scale : of.w_scale) + c0 + 8 * n;
-                float2 sw = make_float2(0, 0);
-                if (c0 + 8 * n < a.n) sw = *(const float2*)scales;
-                float* s = acc + half * (K::ACC / 2) + 4 * n;
-                s[0] *= sx[0] * sw.x, s[1] *= sx[0] * sw.y, s[2] *= sx[1] * sw.x, s[3] *= sx[1] * sw.y;
-            }
-        }
-    }
-    DEVICE_MEMBER void add_bias(float* acc) const {
-        const int c0 = col + 2 * (threadIdx.x & 3);
-#pragma unroll
-        for (int n = 0; n < K::TILE_N / 8; n++)
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (c0 + 8 * n < a.n) acc[4 * n + j] += a.bias[c0 + 8 * n + (j & 1)];
-    }
-    // Floats are stored at once.
-    DEVICE_MEMBER void store_floats(int r, int c, float x, float y) const {
-        if (r >= a.m || c >= a.n) return;
-        const uint32_t u = adds ? *(const uint32_t*)(a.residual + (size_t)r * a.residual_stride + c) : 0;
-        *(float2*)((float*)a.out + (size_t)r * a.out_stride + c) = make_float2(x + bf_lo(u), y + bf_hi(u));
-    }
-    // Piece e of the sums, with what it is added to.
-    DEVICE_MEMBER void pack(int e, const float* acc) {
-        const int r = row + 8 * (e & 1), c0 = col + 2 * (threadIdx.x & 3);
-        if (adds && !K::F32) transpose4(held[e]);
-#pragma unroll
-        for (int b = 0; b < 4; b++) {
-            const int n = 4 * (e >> 1) + b, at = 4 * n + 2 * (e & 1);
-            if (8 * n >= K::TILE_N) continue;
-            float x = acc[at], y = acc[at + 1];
-            if (K::SWIGLU)
-                x = silu(x) * acc[(at + K::ACC / 2) % K::ACC], y = silu(y) * acc[(at + 1 + K::ACC / 2) % K::ACC];
-            if (K::F32) {
-                store_floats(r, c0 + 8 * n, x, y);
-                continue;
-            }
-            if (adds) x += bf_lo(held[e][b]), y += bf_hi(held[e][b]);
-            held[e][b] = pack_bf16(x, y);
-        }
-    }
-};
-
 // A warpgroup's half of the rows of all of a block's tiles.
 template <typename K, typename ARGS>
 DEVICE void multiply_tiles(const ARGS& args, const Walk<K>& walk, uint32_t smem, uint32_t rank, int which) {
@@ -270,7 +174,7 @@ DEVICE void multiply_tiles(const ARGS& args, const Walk<K>& walk, uint32_t smem,
     for (int i = walk.first; i < walk.total; i += walk.stride) {
         const Tile tile = walk.at(i);
         const int begin = tile.begin, end = tile.end, part = (walk.blocks_k + 3) / 4;
-        const int row = (2 * tile.pair + rank) * BM + which * 64 + 16 * warp + g, col = tile.col * K::TILE_N;
+        const int row = (K::RANKS * tile.rows + rank) * BM + which * 64 + 16 * warp + g, col = tile.col * K::TILE_N;
         float acc[K::ACC], total[K::SUMS];
         int edge = part;  // of the part of k whose sums are in acc
         if (K::PARTS)
@@ -329,7 +233,8 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
     const uint32_t smem = (smem_addr(raw) + 1023) & ~1023u, rank = cluster_rank();
     const int group = threadIdx.x >> 7;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < K::STAGES; i++) mbar_init(smem + K::FULL + 8 * i, 1), mbar_init(smem + K::EMPTY + 8 * i, 4);
+        for (int i = 0; i < K::STAGES; i++)
+            mbar_init(smem + K::FULL + 8 * i, 1), mbar_init(smem + K::EMPTY + 8 * i, 2 * K::RANKS);
         mbar_init_fence();
         tma_prefetch_map(mx), tma_prefetch_map(mw), tma_prefetch_map(mw2);
     }
@@ -340,9 +245,10 @@ DEVICE void gemm(const CUtensorMap* mx, const CUtensorMap* mw, const CUtensorMap
         if (threadIdx.x == 0) copy_tiles<K>(mx, mw, mw2, walk, smem, rank);
     } else {
         regs_grow<232>();
-        pdl_wait();
+        if (!K::BESIDE) pdl_wait();
         multiply_tiles<K>(args, walk, smem, rank, group - 1);
     }
     cluster_sync();
+    if (K::BESIDE) pdl_wait();
 }
 #endif  // HOPPER

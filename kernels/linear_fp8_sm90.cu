@@ -12,6 +12,8 @@
 // Reached on an H200 at the limit of power, 8192 rows, in turns with the tile's end of before (results through shared
 //   memory, scales one by one, one kernel with residual and without): in_proj 1154 -> 1299 TFLOP/s, out_proj 1094 ->
 //   1236, gate_up 1166 -> 1274, down 1158 -> 1286 (two runs; all 1152 -> 1278).
+//   In two shares (linear_gemm_sm90.cu), all four products of 2048 and 8192 rows: 1226 -> 1243, 1237 -> 1268; of 1024
+//   1213 -> 1194, so from 2048 on.
 //   Rows of 4096 behind a norm 63 -> 34 us, of 8192 gated 135 -> 95 (their bytes take 25 and 83), 14336 plain 93 (87):
 //   more rows under way, the gate asked for with x. With the product behind, 981 -> 974 us and 577 -> 564.
 //   In the model, 8192 rows with norms, an H100: in_proj 1339, out_proj 1023, gate_up 1298, down 1178 TFLOP/s (before:
@@ -114,6 +116,13 @@ ROWS(fp8_rows_16_sm90, 512, 4, (512))
     }
 GEMM(gemm_256_e4m3, 256, false, true)
 GEMM(gemm_256_bare_e4m3, 256, false, true, false, 1, false, true)
+// In two shares: linear_gemm_sm90.cu.
+#define GEMM_SHARED(NAME, ...)             \
+    GEMM(NAME##_eight_e4m3, __VA_ARGS__, 8) \
+    GEMM(NAME##_beside_e4m3, __VA_ARGS__, 2, true)
+GEMM_SHARED(gemm_256, 256, false, true, false, 1, false, false)
+GEMM_SHARED(gemm_256_bare, 256, false, true, false, 1, false, true)
+GEMM_SHARED(gemm_swiglu_256, 256, true, true, false, 1, false, false)
 GEMM(gemm_128_e4m3, 128, false, true)
 GEMM(gemm_split_2_e4m3, 256, false, true, false, 2)
 GEMM(gemm_split_4_e4m3, 256, false, true, false, 4)

@@ -24,13 +24,21 @@
 //          (30); 512 rows, in two, down 94.6 -> 86.9 (92). Clusters of four, by shared memory, took two turns: of
 //          32 only 30 run at once.
 //        - the first stages' weights are copied before the kernel in front is waited for.
+//        - from 1024 rows on two launches run side by side (_eight, _beside). Clusters of eight blocks, each of which
+//          brings an eighth of W to all, read 5/8 as much of L2 as clusters of two; 15 of them run at once, and the 12
+//          multiprocessors that no eight fit take a share of the columns as clusters of two. The latter start when the
+//          former have waited and all run, and wait for them at their end, so that what follows waits for both.
+//          H200, all of a prompt's kernels in turns, 2048 and 8192 rows, ms: 58.5 -> 56.3, 230.4 -> 224.2; products
+//          alone at the limit of power, 1024 / 2048 / 8192 rows, TFLOP/s: 655 -> 674, 667 -> 678, 666 -> 686; in parts
+//          591 -> 611, 604 -> 614, 609 -> 632.
 //        - k in parts (gemm_parts): the sums of linear_batch_sm90.cu, bit for bit, for any number of rows, which
 //          batch_invariant asks for. Two sets of sums leave registers for tiles of 128 columns, or 192 of SwiGLU, which
 //          has no residual. H200, 8192 rows at the limit of power, of cuBLAS: in_proj 0.92, out_proj 0.91, gate_up 0.92
 //          (0.90 in tiles of 128), down 0.93.
 // Launch: 384 threads, cluster 2, grid 2 * min(66, pairs of tiles), dynamic smem GEMM_SMEM = 230656; gemm_split a
-//   grid of 2 * parts * pairs, all of which must run at once, and `sums` of 256 KiB a cluster.
-//   Tensor maps bf16, 128-byte swizzle: x box 64 x 128 rows, W and W2 box 64 x (tile / 2) rows.
+//   grid of 2 * parts * pairs, all of which must run at once, and `sums` of 256 KiB a cluster; _eight cluster 8, grid
+//   8 * clusters; _beside right behind it, both with overlap.
+//   Tensor maps bf16, 128-byte swizzle: x box 64 x 128 rows, W and W2 box 64 x (tile / cluster) rows.
 //   The number in a name is the tile's columns: 128 where 256 would leave clusters without work; SwiGLU 224 where its
 //   rounds of tiles end sooner: 14336 outputs of 512 rows take four rounds of either (H200: 201 -> 179 us).
 // Tried: bench/results/gpu-prompts.md, "What a product's power goes to".
@@ -58,6 +66,15 @@ GEMM(gemm_split_4_sm90_bf16, 256, false, false, false, 4)
 GEMM(gemm_swiglu_256_sm90_bf16, 256, true, false)
 GEMM(gemm_swiglu_224_sm90_bf16, 224, true, false)
 GEMM(gemm_swiglu_128_sm90_bf16, 128, true, false)
+// In two shares, of clusters of eight and, beside them, of two.
+#define GEMM_SHARED(NAME, ...)                     \
+    GEMM(NAME##_eight_sm90_bf16, __VA_ARGS__, 8)   \
+    GEMM(NAME##_beside_sm90_bf16, __VA_ARGS__, 2, true)
+GEMM_SHARED(gemm_256, 256, false, false, false, 1, false, false)
+GEMM_SHARED(gemm_256_bare, 256, false, false, false, 1, false, true)
+GEMM_SHARED(gemm_swiglu_256, 256, true, false, false, 1, false, false)
+GEMM_SHARED(gemm_parts, 128, false, false, true, 1, false, false)
+GEMM_SHARED(gemm_swiglu_parts_192, 192, true, false, true, 1, false, false)
 // The bits of linear_batch_sm90.cu for any number of rows: k in four parts, each added up from zero.
 GEMM(gemm_parts_sm90_bf16, 128, false, false, true)
 GEMM(gemm_swiglu_parts_192_sm90_bf16, 192, true, false, true)

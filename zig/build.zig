@@ -159,8 +159,8 @@ const cuda_stems = [_][]const u8{
 const cuda_headers = [_][]const u8{
     "attention_decode.cuh", "attention_pages.cuh", "batch_sm90.cuh", "blocks.cuh",
     "blocks_int8.cuh",      "chain.cuh",           "chain_ring.cuh", "common.cuh",
-    "e4m3.cuh",             "gemm_sm90.cuh",       "hopper.cuh",     "linear_tile.cuh",
-    "mma.cuh",              "ssm_update.cuh",      "wgmma.cuh",
+    "e4m3.cuh",             "gemm_results.cuh",    "gemm_sm90.cuh",  "hopper.cuh",
+    "linear_tile.cuh",      "mma.cuh",             "ssm_update.cuh", "wgmma.cuh",
 };
 /// Code for Hopper with its own instructions, and PTX that runs on every card since Ampere.
 const cuda_targets = [_][]const u8{
@@ -238,15 +238,16 @@ fn addEmulated(c: Context) *Build.Step {
     const b = c.b;
     const sources = b.addWriteFiles();
     const kernels = [_][]const u8{
-        "attention_combine.cu",     "attention_decode.cu", "attention_decode.cuh",
-        "attention_decode_sm90.cu", "attention_mma.cu",    "attention_sm90.cu",
-        "attention_pages.cuh",      "batch_sm90.cuh",      "blocks.cuh",
-        "blocks_chain_sm90.cu",     "blocks_gemm_sm90.cu", "blocks_int8.cuh",
-        "blocks_mma.cu",            "chain.cuh",           "chain_ring.cuh",
-        "e4m3.cuh",                 "embedding.cu",        "gemm_sm90.cuh",
-        "linear_batch_sm90.cu",     "linear_fp8_mma.cu",   "linear_gemm_sm90.cu",
-        "linear_mma.cu",            "mma.cuh",             "rows_chain_sm90.cu",
-        "ssm_scan_sm90.cu",         "ssm_update.cu",       "ssm_update.cuh",
+        "attention_combine.cu",     "attention_decode.cu",  "attention_decode.cuh",
+        "attention_decode_sm90.cu", "attention_mma.cu",     "attention_sm90.cu",
+        "attention_pages.cuh",      "batch_sm90.cuh",       "blocks.cuh",
+        "blocks_chain_sm90.cu",     "blocks_gemm_sm90.cu",  "blocks_int8.cuh",
+        "blocks_mma.cu",            "chain.cuh",            "chain_ring.cuh",
+        "e4m3.cuh",                 "embedding.cu",         "gemm_results.cuh",
+        "gemm_sm90.cuh",            "linear_batch_sm90.cu", "linear_fp8_mma.cu",
+        "linear_gemm_sm90.cu",      "linear_mma.cu",        "mma.cuh",
+        "rows_chain_sm90.cu",       "ssm_scan_sm90.cu",     "ssm_update.cu",
+        "ssm_update.cuh",
     };
     for (kernels) |name|
         _ = sources.addCopyFile(b.path(b.fmt("../kernels/{s}", .{name})), name);

@@ -96,6 +96,11 @@ pub const Api = struct {
         [*]const ?*const anyopaque,
         Handle,
     ) callconv(.c) Result,
+    cuOccupancyMaxActiveClusters: *const fn (
+        *c_int,
+        Handle,
+        *const LaunchConfig,
+    ) callconv(.c) Result,
     cuStreamBeginCapture_v2: *const fn (Handle, c_int) callconv(.c) Result,
     cuStreamEndCapture: *const fn (Handle, *Handle) callconv(.c) Result,
     cuGraphInstantiateWithFlags: *const fn (*Handle, Handle, u64) callconv(.c) Result,

@@ -36,6 +36,8 @@ pub const Gpu = struct {
     capability: u32,
     multiprocessors: u32,
     total: u64,
+    /// Clusters of eight blocks, each with a multiprocessor, that it runs at once: once known.
+    eights: ?u32 = null,
     /// Bytes of buffers and plans on it.
     allocated: std.atomic.Value(u64) = .init(0),
     spares: spares_file.Spares = .{},

@@ -10,12 +10,14 @@ const command = @import("command");
 const decode_file = @import("linear_decode.zig");
 const k = @import("kernel.zig");
 const mma = @import("linear_mma.zig");
+const shares = @import("linear_shares.zig");
 const shared = @import("linear_plain.zig");
 const sm90 = @import("linear_sm90.zig");
 const Args = decode_file.Args;
 const Extra = k.Extra;
 const Stream = k.Stream;
 const Task = k.Task;
+const TensorMap = @import("driver.zig").TensorMap;
 
 /// Columns that a row is a multiple of where the fast kernels take it.
 pub const columns = 16;
@@ -209,6 +211,53 @@ const GemmArgs = extern struct {
     w_scale: ?[*]u8,
     w2_scale: ?[*]u8,
 };
+/// The arguments of a kernel for many rows and some of a product's columns.
+const Many = struct {
+    of: sm90.Product,
+    x: Eights,
+
+    pub fn args(m: Many, part: shares.Part, box: u32, s: *Stream) Arguments {
+        const t = m.of.of;
+        const w = k.at(t, 1).?;
+        const w2 = if (m.of.up) |up| k.at(up, 1).? else w;
+        const cols = t.cols(0);
+        const behind = scaleBytes(t.cols(4)) + part.first * cols;
+        const scales = 4 * part.first;
+        return .{
+            s.mapBytes(m.x.rows, k.rows(t, 0), cols, cols, .{ 128, 128 }),
+            s.mapBytes(w + behind, part.count, cols, cols, .{ 128, box }),
+            s.mapBytes(w2 + behind, part.count, cols, cols, .{ 128, box }),
+            .{
+                .of = sm90.partArgs(m.of, part),
+                .x_scale = m.x.scales,
+                .w_scale = w + scales,
+                .w2_scale = w2 + scales,
+            },
+        };
+    }
+};
+const Arguments = struct { TensorMap, TensorMap, TensorMap, GemmArgs };
+const gemm_stem = "linear_fp8_sm90";
+
+/// Of fewer rows two launches take 2 % longer than one.
+const shares_rows_min = 2048;
+
+/// Launches a product in two shares; false where one launch does it.
+fn inShares(of: Many, s: *Stream) bool {
+    if (k.rows(of.of.of, 0) < shares_rows_min) return false;
+    const two = of.of.up != null;
+    const shape: shares.Shape = .{
+        .rows = k.rows(of.of.of, 0),
+        .n = of.of.of.cols(4),
+        .tile = if (two) 128 else 256,
+        .columns = 256,
+        .shared_bytes = sm90.gemm_shared_bytes,
+    };
+    if (two) return shares.launch(gemm_stem, "gemm_swiglu_256", "_e4m3", of, shape, s);
+    const bare = sm90.isBare(of.of.of);
+    if (bare) return shares.launch(gemm_stem, "gemm_256_bare", "_e4m3", of, shape, s);
+    return shares.launch(gemm_stem, "gemm_256", "_e4m3", of, shape, s);
+}
 
 /// x times the weight of `t`; with `up` the SwiGLU of both.
 pub fn product(
@@ -229,34 +278,27 @@ pub fn product(
     };
     if (rows <= sm90.batch_rows_max and !s.invariant) return batch(p, x, s);
     const n = t.cols(4);
-    const cols = t.cols(0);
     const clusters = s.gpu.multiprocessors / 2;
     const parts = if (s.invariant) 1 else sm90.splitOf(p, s);
     const wide = parts > 1 or sm90.isWide(t, up, s);
     const box: u32 = if (wide) 128 else 64;
-    const w = k.at(t, 1).?;
-    const w2 = if (up) |of| k.at(of, 1).? else w;
-    const args = .{
-        s.mapBytes(x.rows, rows, cols, cols, .{ 128, 128 }),
-        s.mapBytes(w + scaleBytes(n), n, cols, cols, .{ 128, box }),
-        s.mapBytes(w2 + scaleBytes(n), n, cols, cols, .{ 128, box }),
-        GemmArgs{ .of = sm90.gemmArgs(p), .x_scale = x.scales, .w_scale = w, .w2_scale = w2 },
-    };
+    const of: Many = .{ .of = p, .x = x };
+    if (parts == 1 and wide and inShares(of, s)) return;
+    const args = of.args(.{ .first = 0, .count = n }, box, s);
     const tile: usize = if (up == null) 2 * box else box;
     const pairs = k.blocks(rows, 256) * k.blocks(n, tile) * parts;
     const grid = [3]u32{ 2 * @min(clusters, pairs), 1, 1 };
     const extra: Extra = .{ .shared_bytes = sm90.gemm_shared_bytes, .cluster = 2 };
-    const stem = "linear_fp8_sm90";
-    if (parts == 4) return s.launch(stem, "gemm_split_4_e4m3", grid, 384, args, extra);
-    if (parts == 2) return s.launch(stem, "gemm_split_2_e4m3", grid, 384, args, extra);
+    if (parts == 4) return s.launch(gemm_stem, "gemm_split_4_e4m3", grid, 384, args, extra);
+    if (parts == 2) return s.launch(gemm_stem, "gemm_split_2_e4m3", grid, 384, args, extra);
     if (up != null) {
-        if (wide) return s.launch(stem, "gemm_swiglu_256_e4m3", grid, 384, args, extra);
-        return s.launch(stem, "gemm_swiglu_128_e4m3", grid, 384, args, extra);
+        if (wide) return s.launch(gemm_stem, "gemm_swiglu_256_e4m3", grid, 384, args, extra);
+        return s.launch(gemm_stem, "gemm_swiglu_128_e4m3", grid, 384, args, extra);
     }
     const bare = "gemm_256_bare_e4m3";
-    if (wide and sm90.isBare(t)) return s.launch(stem, bare, grid, 384, args, extra);
-    if (wide) return s.launch(stem, "gemm_256_e4m3", grid, 384, args, extra);
-    s.launch(stem, "gemm_128_e4m3", grid, 384, args, extra);
+    if (wide and sm90.isBare(t)) return s.launch(gemm_stem, bare, grid, 384, args, extra);
+    if (wide) return s.launch(gemm_stem, "gemm_256_e4m3", grid, 384, args, extra);
+    s.launch(gemm_stem, "gemm_128_e4m3", grid, 384, args, extra);
 }
 
 /// Any rows, card and dtypes.

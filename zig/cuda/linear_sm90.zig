@@ -4,6 +4,7 @@
 const block = @import("../cpu/block.zig");
 const blocks = @import("linear_blocks.zig");
 const k = @import("kernel.zig");
+const shares = @import("linear_shares.zig");
 const Extra = @import("stream.zig").Extra;
 const TensorMap = @import("driver.zig").TensorMap;
 const Task = k.Task;
@@ -12,8 +13,10 @@ const Stream = k.Stream;
 /// Above so many rows the tensor cores decide, not the memory.
 pub const batch_rows_max = 128;
 
-fn weightMap(t: *const Task, rows: u32, s: *Stream) TensorMap {
-    return s.map(k.at(t, 1), t.cols(4), t.cols(0), t.stride(1), .{ 64, rows });
+fn weightMap(t: *const Task, part: shares.Part, rows: u32, s: *Stream) TensorMap {
+    const stride = t.stride(1);
+    const first = k.at(t, 1).? + 2 * stride * part.first;
+    return s.map(first, part.count, t.cols(0), stride, .{ 64, rows });
 }
 
 pub const BatchArgs = extern struct {
@@ -165,6 +168,28 @@ pub fn gemmArgs(p: Product) GemmArgs {
     };
 }
 
+/// The same for some of its columns, whose results are bf16 where those are not all.
+pub fn partArgs(p: Product, part: shares.Part) GemmArgs {
+    var a = gemmArgs(p);
+    a.n = @intCast(part.count);
+    a.out = a.out.? + 2 * part.first;
+    if (a.bias) |bias| a.bias = bias + 4 * part.first;
+    if (a.residual) |residual| a.residual = residual + 2 * part.first;
+    return a;
+}
+/// The arguments of a kernel for many rows and some of a product's columns.
+const Many = struct {
+    of: Product,
+    x: TensorMap,
+
+    pub fn args(m: Many, part: shares.Part, box: u32, s: *Stream) Arguments {
+        const weight = weightMap(m.of.of, part, box, s);
+        const other = if (m.of.up) |up| weightMap(up, part, box, s) else weight;
+        return .{ m.x, weight, other, partArgs(m.of, part) };
+    }
+};
+const Arguments = struct { TensorMap, TensorMap, TensorMap, GemmArgs };
+
 /// Memory for the sums of a product that several blocks have parts of.
 pub fn workspace(t: *const Task, _: *const k.Gpu) usize {
     const w = k.dtype(t, 1);
@@ -217,6 +242,31 @@ pub fn isBare(t: *const Task) bool {
     return k.at(t, 2) == null and k.at(t, 3) == null;
 }
 
+const gemm_stem = "linear_gemm_sm90";
+
+/// Launches a product in two shares, in tiles of 2 `box` columns; false where one launch does it.
+fn inShares(of: Many, box: u32, s: *Stream) bool {
+    const p = of.of;
+    if (p.f32_out) return false;
+    const shape: shares.Shape = .{
+        .rows = k.rows(p.of, 0),
+        .n = p.of.cols(4),
+        .tile = if (p.up == null) 2 * box else box,
+        .columns = 2 * box,
+        .shared_bytes = gemm_shared_bytes,
+    };
+    const tail = "_sm90_bf16";
+    if (s.invariant) {
+        if (p.up == null) return shares.launch(gemm_stem, "gemm_parts", tail, of, shape, s);
+        if (box != 96) return false;
+        return shares.launch(gemm_stem, "gemm_swiglu_parts_192", tail, of, shape, s);
+    }
+    if (p.up != null and box != 128) return false;
+    if (p.up != null) return shares.launch(gemm_stem, "gemm_swiglu_256", tail, of, shape, s);
+    if (isBare(p.of)) return shares.launch(gemm_stem, "gemm_256_bare", tail, of, shape, s);
+    return shares.launch(gemm_stem, "gemm_256", tail, of, shape, s);
+}
+
 fn gemm(p: Product, s: *Stream) void {
     const t = p.of;
     const rows = k.rows(t, 0);
@@ -226,15 +276,15 @@ fn gemm(p: Product, s: *Stream) void {
     const split = if (s.invariant) parts == 4 else parts > 1;
     const wide = split or (isWide(t, p.up, s) and (!s.invariant or p.up != null));
     const box: u32 = if (!wide) 64 else if (p.up == null) 128 else swigluBox(rows, n, clusters, s);
-    const weight = weightMap(t, box, s);
-    const other = if (p.up) |up| weightMap(up, box, s) else weight;
     const x = s.map(k.at(t, 0), rows, t.cols(0), t.stride(0), .{ 64, 128 });
+    const of: Many = .{ .of = p, .x = x };
+    if (!split and (wide or s.invariant) and inShares(of, box, s)) return;
+    const args = of.args(.{ .first = 0, .count = n }, box, s);
     const tile: usize = if (p.up == null) 2 * box else box;
     const pairs = k.blocks(rows, 256) * k.blocks(n, tile) * if (split) parts else 1;
     const grid = [3]u32{ 2 * @min(clusters, pairs), 1, 1 };
     const extra: Extra = .{ .shared_bytes = gemm_shared_bytes, .cluster = 2 };
-    const args = .{ x, weight, other, gemmArgs(p) };
-    const stem = "linear_gemm_sm90";
+    const stem = gemm_stem;
     if (split) {
         if (parts == 4) return s.launch(stem, "gemm_split_4_sm90_bf16", grid, 384, args, extra);
         return s.launch(stem, "gemm_split_2_sm90_bf16", grid, 384, args, extra);

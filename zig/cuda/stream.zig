@@ -38,29 +38,8 @@ pub const Stream = struct {
         args: anytype,
         extra: Extra,
     ) void {
-        if (s.result != driver.ok or grid[0] == 0 or grid[1] == 0 or grid[2] == 0) return;
-        // A variable of each kernel: its function on each GPU, and the shared memory it may have.
-        const Found = struct {
-            const unique = stem ++ "." ++ name;
-            var functions: [gpu_file.max_gpus]driver.Handle = @splat(null);
-            var shared: [gpu_file.max_gpus]u32 = @splat(0);
-        };
-        _ = Found.unique;
-        const at = s.gpu.ordinal;
-        if (Found.functions[at] == null) {
-            const function, const result = s.gpu.function(comptime images.indexOf(stem), name);
-            if (result != driver.ok) return s.fail(result, name);
-            Found.functions[at] = function;
-        }
-        if (extra.shared_bytes > Found.shared[at]) {
-            const r = s.gpu.api.cuFuncSetAttribute(
-                Found.functions[at],
-                driver.function_shared_memory,
-                @intCast(extra.shared_bytes),
-            );
-            if (r != driver.ok) return s.fail(r, name);
-            Found.shared[at] = extra.shared_bytes;
-        }
+        if (grid[0] == 0 or grid[1] == 0 or grid[2] == 0) return;
+        const found = s.find(stem, name, extra.shared_bytes) orelse return;
         const pointers = addresses(&args);
         var attributes = [_]driver.Attribute{ .overlap, .cluster(extra.cluster) };
         const config: driver.LaunchConfig = .{
@@ -72,8 +51,70 @@ pub const Stream = struct {
             // Only code for Hopper waits for the launch before it; code without must not overlap.
             .n_attributes = if (s.gpu.capability != 90) 0 else if (extra.cluster > 0) 2 else 1,
         };
-        const r = s.gpu.api.cuLaunchKernelEx(&config, Found.functions[at], &pointers, null);
+        const r = s.gpu.api.cuLaunchKernelEx(&config, found, &pointers, null);
         if (r != driver.ok) s.fail(r, name);
+    }
+
+    /// Clusters of a kernel that the GPU runs at once; 0 where it does not say.
+    pub fn atOnce(
+        s: *Stream,
+        comptime stem: []const u8,
+        comptime name: [:0]const u8,
+        threads: u32,
+        extra: Extra,
+    ) u32 {
+        const found = s.find(stem, name, extra.shared_bytes) orelse return 0;
+        var attributes = [_]driver.Attribute{.cluster(extra.cluster)};
+        const config: driver.LaunchConfig = .{
+            .grid = .{ extra.cluster * s.gpu.multiprocessors, 1, 1 },
+            .block = .{ threads, 1, 1 },
+            .shared_bytes = extra.shared_bytes,
+            .stream = s.gpu.stream,
+            .attributes = &attributes,
+            .n_attributes = 1,
+        };
+        var n: c_int = 0;
+        const r = s.gpu.api.cuOccupancyMaxActiveClusters(&n, found, &config);
+        return if (r == driver.ok) @intCast(@max(n, 0)) else 0;
+    }
+
+    /// A kernel that may have so much shared memory; null where anything failed.
+    fn find(
+        s: *Stream,
+        comptime stem: []const u8,
+        comptime name: [:0]const u8,
+        shared_bytes: u32,
+    ) ?driver.Handle {
+        if (s.result != driver.ok) return null;
+        // A variable of each kernel: its function on each GPU, and the shared memory it may have.
+        const Found = struct {
+            const unique = stem ++ "." ++ name;
+            var functions: [gpu_file.max_gpus]driver.Handle = @splat(null);
+            var shared: [gpu_file.max_gpus]u32 = @splat(0);
+        };
+        _ = Found.unique;
+        const at = s.gpu.ordinal;
+        if (Found.functions[at] == null) {
+            const function, const result = s.gpu.function(comptime images.indexOf(stem), name);
+            if (result != driver.ok) {
+                s.fail(result, name);
+                return null;
+            }
+            Found.functions[at] = function;
+        }
+        if (shared_bytes > Found.shared[at]) {
+            const r = s.gpu.api.cuFuncSetAttribute(
+                Found.functions[at],
+                driver.function_shared_memory,
+                @intCast(shared_bytes),
+            );
+            if (r != driver.ok) {
+                s.fail(r, name);
+                return null;
+            }
+            Found.shared[at] = shared_bytes;
+        }
+        return Found.functions[at];
     }
 
     /// Describes a bf16 matrix of `rows` x `cols`, `stride` elements from row to row, in boxes of

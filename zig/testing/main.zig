@@ -3,6 +3,7 @@
 test {
     _ = @import("../abi.zig");
     _ = @import("../cuda/chain.zig");
+    _ = @import("../cuda/linear_shares.zig");
     _ = @import("../cuda/spares.zig");
     _ = @import("../memory.zig");
     _ = @import("../ranges.zig");

@@ -59,7 +59,7 @@ struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
     return emulate([](const void* p) { \
         const GemmCall& c = *(const GemmCall*)p; \
         gemm_file::NAME(c.x, c.w, c.w2, c.args); \
-    }, call, {x, 1, 1}, 384, x, 2)
+    }, call, {x, 1, 1}, 384, x, strstr(name, "_eight_") ? 8 : 2)
 #define BATCH_CALL(NAME, THREADS) \
     if (!strcmp(name, #NAME)) \
     return emulate([](const void* p) { \
@@ -103,6 +103,10 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     GEMM_CALL(gemm_swiglu_256_sm90_bf16);
     GEMM_CALL(gemm_swiglu_224_sm90_bf16);
     GEMM_CALL(gemm_swiglu_128_sm90_bf16);
+    GEMM_CALL(gemm_256_eight_sm90_bf16);
+    GEMM_CALL(gemm_256_beside_sm90_bf16);
+    GEMM_CALL(gemm_swiglu_256_eight_sm90_bf16);
+    GEMM_CALL(gemm_swiglu_parts_192_eight_sm90_bf16);
     GEMM_CALL(gemm_parts_sm90_bf16);
     GEMM_CALL(gemm_swiglu_parts_192_sm90_bf16);
     GEMM_CALL(gemm_swiglu_parts_128_sm90_bf16);

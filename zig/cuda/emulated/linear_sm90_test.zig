@@ -81,6 +81,8 @@ const Tile = struct {
     two: bool = false,
     bare: bool = false,
     split: usize = 1,
+    /// Of a cluster.
+    blocks: usize = 2,
 };
 
 /// Results of `p` by the kernel of a tile, bf16 or what else `T` is.
@@ -89,10 +91,10 @@ fn multiply(comptime T: type, p: Problem, tile: Tile) ![]T {
     errdefer allocator.free(out);
     @memset(std.mem.sliceAsBytes(out), 0xff);
     const outputs = if (tile.two) tile.columns / 2 else tile.columns;
-    const tiles = ceil(p.m, 256) * ceil(p.n, outputs) * tile.split;
+    const tiles = ceil(p.m, 128 * tile.blocks) * ceil(p.n, outputs) * tile.split;
     const sums = try allocator.alloc(f32, tiles * 2 * 128 * 256);
     defer allocator.free(sums);
-    const box: i32 = @intCast(tile.columns / 2);
+    const box: i32 = @intCast(tile.columns / tile.blocks);
     const call: Gemm = .{
         .x = .of(p.x, p.m, p.k, 128),
         .w = .of(p.w, p.n, p.k, box),
@@ -109,7 +111,7 @@ fn multiply(comptime T: type, p: Problem, tile: Tile) ![]T {
     };
     // Two clusters take what there is in turn; parts of a tile's k run at once.
     const clusters = if (tile.split > 1) tiles else @min(tiles, @as(usize, 2));
-    support.bamba_emulate_sm90(tile.name, &call, @intCast(2 * clusters), 1);
+    support.bamba_emulate_sm90(tile.name, &call, @intCast(tile.blocks * clusters), 1);
     return out;
 }
 fn ceil(n: usize, of: usize) usize {
@@ -161,6 +163,34 @@ test "gemm_sm90: SwiGLU of two matrices, in tiles of every width" {
             defer allocator.free(out);
             try testing.expectEqualSlices(u16, f, out);
         } else first = out;
+    }
+}
+
+/// Results of a kernel, the same bits as `p` has by that of another tile.
+fn expectSame(p: Problem, tile: Tile, other: Tile) !void {
+    const out = try multiply(u16, p, tile);
+    defer allocator.free(out);
+    const same = try multiply(u16, p, other);
+    defer allocator.free(same);
+    try p.check(out, p.m, tile.two);
+    try testing.expectEqualSlices(u16, out, same);
+}
+
+test "gemm_sm90: clusters of eight, and what runs beside them, have the bits of clusters of two" {
+    const p = try Problem.make(1100, 264, 328); // two clusters, of which one has many empty rows
+    defer p.free();
+    const one: Tile = .{ .name = "gemm_256_sm90_bf16", .columns = 256 };
+    const names = [_][*:0]const u8{ "gemm_256_eight_sm90_bf16", "gemm_256_beside_sm90_bf16" };
+    for (names, [_]usize{ 8, 2 }) |name, blocks|
+        try expectSame(p, one, .{ .name = name, .columns = 256, .blocks = blocks });
+    const q = try Problem.make(300, 136, 712);
+    defer q.free();
+    const pairs = [_][*:0]const u8{ "gemm_swiglu_256", "gemm_swiglu_parts_192" };
+    inline for (pairs, [_]usize{ 256, 192 }) |name, columns| {
+        const stem = comptime std.mem.span(name);
+        const of: Tile = .{ .name = stem ++ "_sm90_bf16", .columns = columns, .two = true };
+        const eight = stem ++ "_eight_sm90_bf16";
+        try expectSame(q, of, .{ .name = eight, .columns = columns, .two = true, .blocks = 8 });
     }
 }
 

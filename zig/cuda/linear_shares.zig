@@ -16,11 +16,12 @@ const rows_min = 1024;
 pub const Shares = struct { columns: usize, eights: u32, twos: u32 };
 
 /// How n outputs of `rows` are dealt out, in tiles of 128 rows x `tile` outputs a block; null where
-/// clusters of two alone end sooner.
+/// clusters of two alone end sooner, or leave much fewer rows empty.
 pub fn deal(rows: usize, n: usize, tile: usize, eights: u32, multiprocessors: u32) ?Shares {
     if (rows < rows_min or eights == 0) return null;
     const twos = (multiprocessors -| 8 * eights) / 2;
     const high = k.blocks(rows, 8 * 128);
+    if (high * 8 * 128 > rows + rows / 8) return null; // empty rows take power, too
     const low = k.blocks(rows, 2 * 128);
     const cols = k.blocks(n, tile);
     var rounds = k.blocks(low * cols, multiprocessors / 2);
@@ -103,6 +104,7 @@ test "columns are dealt out so that both kinds of clusters end in as few rounds 
     }
     try expectEqual(null, deal(512, 16768, 256, 15, 132));
     try expectEqual(null, deal(2048, 16768, 256, 0, 132));
-    try expectEqual(null, deal(1280, 16768, 256, 15, 132)); // the eights would have empty rows
+    for ([_]usize{ 1100, 2500 }) |rows| try expectEqual(null, deal(rows, 4096, 256, 15, 132));
+    try expectEqual(true, deal(2000, 4096, 256, 15, 132) != null);
     try expectEqual(4096, deal(2048, 4096, 256, 16, 128).?.columns);
 }

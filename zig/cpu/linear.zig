@@ -5,8 +5,9 @@
 //!
 //! Every output is sum = fma(x[k], w[k], sum) for k = 0, 1, .. in f32, and then (sum + bias) +
 //! residual, with one row as with 512: the bits depend on nothing but the row. `linearRef` says the
-//! same in scalars. Few rows stream weights from memory (`linear_gemv`), many go through packed
-//! activations and register tiles (`linear_gemm`): phase 0 packs, phase 1 multiplies.
+//! same in scalars. Few rows stream weights from memory (`linear_gemv`; `linear_few` where AVX2
+//! meets bf16), many go through packed activations and register tiles (`linear_gemm`): phase 0
+//! packs, phase 1 multiplies.
 
 const std = @import("std");
 const command = @import("command");
@@ -15,6 +16,7 @@ const simd = @import("simd.zig");
 const panel = @import("panel.zig");
 const gemm = @import("linear_gemm.zig");
 const gemv = @import("linear_gemv.zig");
+const few = @import("linear_few.zig");
 const block = @import("block.zig");
 const blocks = @import("linear_blocks.zig");
 const pairs = @import("linear_bf16.zig");
@@ -47,12 +49,28 @@ const group_panels: usize = 8;
 /// Units that each thread should find, so that a late thread costs little.
 const units_a_thread = 8;
 
+/// Weights as a stream past rows as they are, past packed ones, or in blocks of tiles.
+const Way = enum {
+    stream,
+    packed_stream,
+    blocks,
+
+    fn of(dtype: DType, rows: usize) Way {
+        if (few.takes(dtype, rows)) return .packed_stream;
+        return if (rows <= gemv.max_rows) .stream else .blocks;
+    }
+    fn packs(way: Way) bool {
+        return way != .stream;
+    }
+};
+
 const Shape = struct {
     M: usize,
     K: usize,
     N: usize,
     panels: usize,
     dtype: DType,
+    way: Way,
     cut: gemm.Cut,
     /// Few rows: panels at once, and how far apart they are.
     streams: usize,
@@ -68,12 +86,14 @@ const Shape = struct {
         const panels = panel.count(N);
         const threads: usize = @max(1, t.n_threads);
         const cut = gemm.Cut.init(M);
+        const dtype = t.operands[WEIGHT].dtype;
         var s: Shape = .{
             .M = M,
             .K = t.operands[WEIGHT].shape[1],
             .N = N,
             .panels = panels,
-            .dtype = t.operands[WEIGHT].dtype,
+            .dtype = dtype,
+            .way = .of(dtype, M),
             .cut = cut,
             .streams = gemv.streams,
             .distance = undefined,
@@ -82,14 +102,13 @@ const Shape = struct {
             .blocks = (cut.tiles + block_tiles - 1) / block_tiles,
         };
         while (s.streams > 1 and panels < s.streams * threads * 4) s.streams /= 2;
+        if (s.way == .packed_stream)
+            s.streams = if (panels < few.streams * threads * units_a_thread) 1 else few.streams;
         s.distance = (panels + s.streams - 1) / s.streams;
         while (true) : (s.group /= 2) {
             s.groups = (panels + s.group - 1) / s.group;
             if (s.group <= gemm.NP or s.groups * s.blocks >= units_a_thread * threads) return s;
         }
-    }
-    fn few(s: Shape) bool {
-        return s.M <= gemv.max_rows;
     }
 };
 
@@ -107,8 +126,8 @@ fn units(t: *const Task, phase: u32) callconv(.c) u32 {
     if (inPairs(t)) return pairs.units(t, phase);
     const s = Shape.of(t);
     if (s.M == 0 or s.N == 0) return 0;
-    if (s.few()) return if (phase == 0) 0 else @intCast(s.distance);
-    return @intCast(if (phase == 0) s.cut.tiles else s.groups * s.blocks);
+    if (phase == 0) return if (s.way.packs()) @intCast(s.cut.tiles) else 0;
+    return @intCast(if (s.way == .blocks) s.groups * s.blocks else s.distance);
 }
 
 fn run(t: *const Task, phase: u32, begin: u32, end: u32, memory: [*]u8) callconv(.c) void {
@@ -119,16 +138,21 @@ fn run(t: *const Task, phase: u32, begin: u32, end: u32, memory: [*]u8) callconv
     for (begin..end) |unit| {
         if (phase == 0) {
             packRows(t, s, unit);
-        } else if (s.few()) {
-            streamPanels(t, s, unit, sums);
-        } else multiply(t, s, unit, sums);
+        } else if (s.way == .blocks) {
+            multiply(t, s, unit, sums);
+        } else streamPanels(t, s, unit, sums);
     }
 }
 
+/// Where phase 0 leaves the rows.
+fn packedRows(t: *const Task) [*]f32 {
+    return @ptrCast(@alignCast(t.workspace.?));
+}
+
 fn packRows(t: *const Task, s: Shape, unit: usize) void {
-    const out: [*]f32 = @ptrCast(@alignCast(t.workspace.?));
     const first = s.cut.at(unit);
-    gemm.packTile(s.cut.height(unit), s.K, t.row(X, first), t.stride(X), out + first * s.K);
+    const out = packedRows(t) + first * s.K;
+    gemm.packTile(s.cut.height(unit), s.K, t.row(X, first), t.stride(X), out);
 }
 
 fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
@@ -136,10 +160,16 @@ fn streamPanels(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
     const first = t.data[WEIGHT].? + unit * one;
     // The last units may find fewer panels than streams.
     const n = (s.panels - unit + s.distance - 1) / s.distance;
+    const way = ways.behind(s.panels * one);
+    if (few.here and s.way == .packed_stream) {
+        few.run(s.M, n, s.K, packedRows(t), first, s.distance * one, sums);
+        for (0..n) |p|
+            finish(t, 0, s.M, unit + p * s.distance, sums + p * width, n * width, way);
+        return;
+    }
     const wide = sums + gemv.streams * gemv.max_rows * width;
     const x = t.f32s(X);
     gemv.run(s.dtype, s.K, s.M, first, s.distance * one, n, x, t.stride(X), sums, wide);
-    const way = ways.behind(s.panels * one);
     for (0..n) |p| for (0..s.M) |i|
         finish(t, i, 1, unit + p * s.distance, sums + gemv.place(s.M, n, i, p), 0, way);
 }
@@ -150,7 +180,7 @@ fn multiply(t: *const Task, s: Shape, unit: usize, sums: [*]f32) void {
     const t1 = (b + 1) * s.cut.tiles / s.blocks;
     const p0 = unit / s.blocks * s.group;
     const p1 = @min(p0 + s.group, s.panels);
-    const a: [*]const f32 = @ptrCast(@alignCast(t.workspace.?));
+    const a = packedRows(t);
     const wide = sums + group_panels * width * block_tiles * gemm.MR;
     gemm.block(s.dtype, s.K, s.cut, t0, t1, a, t.data[WEIGHT].?, p0, p1, sums, wide);
     var c: [*]const f32 = sums;
@@ -175,16 +205,18 @@ fn workspace(t: *const Task) callconv(.c) usize {
     };
     if (inBlocks(t)) return blocks.workspace(rows, t.operands[WEIGHT].shape[1]);
     if (inPairs(t)) return pairs.workspace(rows, t.operands[WEIGHT].shape[1]);
-    if (rows <= gemv.max_rows) return 0;
+    // Of a plan for many rows a run may have few.
+    if (!Way.of(t.operands[WEIGHT].dtype, rows).packs()) return 0;
     return rows * t.operands[WEIGHT].shape[1] * 4;
 }
 
 fn scratch(t: *const Task) callconv(.c) usize {
     if (inBlocks(t)) return blocks.scratch;
     if (inPairs(t)) return pairs.scratch;
-    const few: usize = gemv.streams * gemv.max_rows * width + gemv.wide_floats;
-    const many: usize = group_panels * width * block_tiles * gemm.MR + gemm.wide_floats;
-    const floats: usize = @max(few, many);
+    const stream: usize = gemv.streams * gemv.max_rows * width + gemv.wide_floats;
+    const packed_stream: usize = few.streams * few.max_rows * width;
+    const in_blocks: usize = group_panels * width * block_tiles * gemm.MR + gemm.wide_floats;
+    const floats: usize = @max(stream, packed_stream, in_blocks);
     return floats * 4;
 }
 

@@ -188,6 +188,13 @@ test "slices of k at their edges" {
     };
 }
 
+test "few rows, panels together and alone, slices of pairs at their edges" {
+    for (3..9) |M| for ([_]usize{ 24, 25, 26 }) |panels| {
+        for ([_]usize{ 1, 2, 127, 128, 129, 131, 259 }) |K|
+            try check(.{ .M = M, .N = panels * width - 3, .K = K, .threads = 1 });
+    };
+}
+
 test "bias, residual, a residual that is the output, and gaps between rows" {
     for ([_]usize{ 1, 6, 40 }) |M| for ([_]bool{ false, true }) |bias| {
         for ([_]bool{ false, true }) |alias| for ([_]usize{ 0, 5 }) |gap| try check(.{

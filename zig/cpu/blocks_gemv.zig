@@ -27,6 +27,7 @@ const int8 = @import("int8.zig");
 const lanes = @import("block_lanes.zig");
 const rows_file = @import("blocks_rows.zig");
 const simd = @import("simd.zig");
+const turns = @import("blocks_turns.zig");
 const DType = command.DType;
 const F = simd.F;
 const I = simd.I;
@@ -51,19 +52,17 @@ fn aheadOf(across: usize) usize {
 /// Whether it asks at all. Four panels side by side are streams to the CPU itself, and where a
 /// step has many instructions (q4_k, q6_k) asking costs more than it brings: without, their
 /// products of one row go 0 and 2 to 4 % faster. Those of q5_k would go 1 % slower, of q8_0 3 %, of
-/// q4_0 15 % in wide matrices and 1 to 5 % in others.
+/// q4_0 15 % in wide matrices and 1 to 5 % in others. On AVX2 q8_0 and q4_0 are as fast without or
+/// (q4_0, 512 bytes ahead) faster by a fifth.
 fn asks(comptime dtype: DType, comptime across: usize) bool {
     if (!simd.has_avx512) return across == 1;
     return across != streams or (dtype != .q4_k and dtype != .q6_k);
 }
-/// Panels that share what is loaded of x: as many as have their sums in registers. AVX2 has 16 of
-/// them. There two panels at once that ask for nothing go faster than one that does in q4_0 (49 ->
-/// 59 GB/s on two cores of a Zen 4 whose memory gives 60, 33 -> 35 where it gives 36) and in q4_k
-/// (51 -> 54, 31 -> 33), as fast in q8_0 and 14 % slower in q5_k and q6_k; four are slower in all.
-pub fn acrossOf(dtype: DType, rows: usize) usize {
+/// Panels that share what is loaded of x: as many as have their sums in registers, of which AVX2
+/// has 16. There four panels of one row's blocks of 256 columns go to `blocks_turns`.
+pub fn acrossOf(rows: usize) usize {
     if (simd.has_avx512) return if (rows == 1) 4 else if (rows == 2) 2 else 1;
-    const two = simd.has_avx2 and rows == 1 and (dtype == .q4_0 or dtype == .q4_k);
-    return if (two) 2 else 1;
+    return if (simd.has_avx2 and rows == 1) 4 else 1;
 }
 
 /// Sums of `across` panels `apart` bytes from one another for all rows: vectors [first, first + n)
@@ -316,6 +315,9 @@ pub fn add(
     fresh: bool,
 ) void {
     @setEvalBranchQuota(1_000_000);
+    // Of four panels all blocks are walked through at once.
+    if (rows == 1 and across == turns.streams and comptime turns.takes(dtype))
+        return turns.add(dtype, n, w, apart, x, c);
     // With one row, all vectors of a panel share what is loaded of x.
     const beside = if (rows == 1) V else 1;
     const columns = comptime block.columns(dtype);
@@ -375,7 +377,7 @@ pub fn multiply(
     switch (dtype) {
         inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |t| switch (rows) {
             inline 1...max_rows => |r| {
-                const most = comptime acrossOf(t, r);
+                const most = comptime acrossOf(r);
                 if (n_panels % most == 0) {
                     panels(t, r, most, K, w, distance, n_panels, x, c);
                 } else panels(t, r, 1, K, w, distance, n_panels, x, c);

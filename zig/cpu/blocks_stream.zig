@@ -47,10 +47,8 @@ pub const Results = struct {
     }
 };
 
-/// Whether a type's panels go side by side here.
-pub fn takes(dtype: DType) bool {
-    return few.acrossOf(dtype, 1) == streams;
-}
+/// Whether panels go side by side here.
+pub const has = few.acrossOf(1) == streams;
 
 /// Units [begin, end) of the row x.
 pub fn run(
@@ -63,7 +61,7 @@ pub fn run(
     to: Results,
 ) void {
     switch (dtype) {
-        inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |t| if (comptime takes(t)) {
+        inline .q8_0, .q4_0, .q4_k, .q5_k, .q6_k => |t| if (has) {
             const blocks = K / comptime block.columns(t);
             const one = blocks * comptime block_panel.groupBytes(t);
             for (begin..end) |u| {

@@ -137,7 +137,7 @@ fn fillRows(t: *const Task, s: Shape, unit: usize) void {
 /// Does those of units [begin, end) of one row that have a whole panel for each stream, and answers
 /// where the others begin.
 fn streamWhole(t: *const Task, s: Shape, begin: usize, end: usize) usize {
-    if (s.M != 1 or s.streams != few.streams or !stream.takes(s.dtype)) return begin;
+    if (s.M != 1 or s.streams != few.streams or !stream.has) return begin;
     const whole = t.operands[WEIGHT].shape[0] / width;
     const last = @min(end, whole -| (s.streams - 1) * s.distance);
     if (begin >= last) return begin;

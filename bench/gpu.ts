@@ -9,19 +9,19 @@ import { Device, type Measured } from "../src/device.ts";
 import { HybridMambaAttentionDynamicCache } from "../src/modeling/cache.ts";
 import type { BambaForCausalLM } from "../src/models/bamba.ts";
 import { aloneUs } from "./lib/gpu_alone.ts";
+import { decodeAttentionUs, stepsInTurns } from "./lib/gpu_long.ts";
 import { gemmPeers } from "./lib/gpu_peers.ts";
 import { launchUs, profileFields, profileRun } from "./lib/gpu_profile.ts";
 import { hashOf, matrixBytes, median, openSubject, promptIds } from "./lib/measure.ts";
 import { printLine, rounded } from "./lib/line.ts";
 import { randomModel } from "./lib/random_model.ts";
-import { findShape, type Shape, sizesOf } from "./lib/shapes.ts";
+import { findShape, type Shape, sizesOf, tokenBytes } from "./lib/shapes.ts";
 
 const batches = [1, 16, 64, 256];
 const prompts = [512, 2048, 8192];
 const prompt_tokens = 16;
 const rounds = 3;
 const long_context = 32768;
-const conv_kernel = 4;
 
 /** What all parts of the benchmark need. */
 interface Setting {
@@ -79,11 +79,10 @@ export async function run(chosen: BenchOptions): Promise<void> {
 }
 
 async function measureAll(setting: Setting): Promise<void> {
-  const steps = [];
-  for (const batch of batches) steps.push(await decodeLine(setting, batch));
-  await longLine(setting, steps[0]);
+  for (const batch of batches) await decodeLine(setting, batch);
   for (const tokens of prompts) await prefillLine(setting, tokens);
   await profileLines(setting);
+  await longLines(setting);
 }
 
 /** What it costs that no row's bits depend on the batch. */
@@ -144,31 +143,11 @@ function tera(peaks: Measured): Record<string, number> {
   };
 }
 
-/** Bytes of states that one sequence's token reads and writes, and of keys and values it reads. */
-function tokenBytes(
-  shape: Shape,
-  context: number,
-  state_bytes = 4,
-): { states: number; keys: number } {
-  const { inner, conv_dim, kv, attention_layers, mamba_layers } = sizesOf(shape);
-  return {
-    states: mamba_layers * 2 *
-      (state_bytes * inner * shape.mamba_d_state + 4 * conv_kernel * conv_dim),
-    keys: attention_layers * 2 * kv * context * 2,
-  };
-}
-
-/** What a step took, and how many tokens were behind it. */
-interface Step {
-  readonly ms: number;
-  readonly context: number;
-}
-
-/** Steps of `batch` sequences behind `prompt` tokens each. */
-async function decodeLine(setting: Setting, batch: number, prompt = prompt_tokens): Promise<Step> {
-  const { model, shape, peaks, signal, line } = setting;
+/** Steps of `batch` sequences behind a short prompt each. */
+async function decodeLine(setting: Setting, batch: number): Promise<void> {
+  const { model, shape, signal } = setting;
   const max_new_tokens = batch === 1 ? 129 : 65;
-  const ids = promptIds(prompt, shape.vocab_size);
+  const ids = promptIds(prompt_tokens, shape.vocab_size);
   const input_ids = new Array<number[]>(batch).fill(ids);
   const steps: number[] = [];
   const closings: number[] = [];
@@ -192,8 +171,24 @@ async function decodeLine(setting: Setting, batch: number, prompt = prompt_token
     if (r > 0 && found !== hash) throw new Error(`Expected ids of hash ${hash}, found ${found}`);
     hash = found;
   }
+  const context = prompt_tokens + max_new_tokens / 2;
+  const closing_ms = rounded(median(closings));
+  await stepsLine(setting, { batch, context, steps, closing_ms, hash });
+}
+
+/** What steps of `batch` sequences took, in milliseconds each, beside the bytes that they move. */
+async function stepsLine(
+  setting: Setting,
+  { batch, context, steps, ...rest }: {
+    batch: number;
+    context: number;
+    steps: readonly number[];
+    hash: string;
+    closing_ms?: number;
+  },
+): Promise<void> {
+  const { model, shape, peaks, line } = setting;
   const step_ms = median(steps);
-  const context = prompt + max_new_tokens / 2;
   const { states, keys } = tokenBytes(shape, context, setting.state_bytes);
   const matrices = matrixBytes(model);
   const floor_s = (matrices + batch * keys) / peaks.read_bytes_s +
@@ -208,24 +203,7 @@ async function decodeLine(setting: Setting, batch: number, prompt = prompt_token
     share_read: rounded(bytes / step_ms * 1e3 / peaks.read_bytes_s),
     over_floor: rounded(step_ms / 1e3 / floor_s),
     rounds: steps.map((ms) => rounded(ms)),
-    closing_ms: rounded(median(closings)),
-    hash,
-  });
-  return { ms: step_ms, context };
-}
-
-/** Steps behind a long prompt: what a layer's attention adds to one behind a short prompt. */
-async function longLine(setting: Setting, short: Step): Promise<void> {
-  const { shape, peaks, line } = setting;
-  const long = await decodeLine(setting, 1, long_context);
-  const { attention_layers } = sizesOf(shape);
-  const us = (long.ms - short.ms) * 1e3 / attention_layers;
-  const bytes = tokenBytes(shape, long.context - short.context).keys / attention_layers;
-  await line({
-    what: "decode attention, added to a token",
-    context: long.context,
-    us: rounded(us),
-    share_read: rounded(bytes / us / 1e-6 / peaks.read_bytes_s),
+    ...rest,
   });
 }
 
@@ -251,7 +229,6 @@ async function profileLines(setting: Setting): Promise<void> {
   for (const batch of batches) await profileDecode(setting, batch);
   for (const tokens of prompts) await profilePrefill(setting, tokens);
   await aloneLines(setting);
-  await longContext(setting);
 }
 
 async function profileDecode({ model, shape, peaks, signal, line }: Setting, batch: number) {
@@ -319,28 +296,47 @@ async function aloneLines(setting: Setting): Promise<void> {
   }
 }
 
-/** Decoding behind a long prompt, launch by launch: the attention's share of the read bandwidth. */
-async function longContext({ model, shape, peaks, signal, line }: Setting): Promise<void> {
-  const input_ids = [promptIds(long_context, shape.vocab_size)];
+/**
+ * Decoding behind a long prompt, and what of it is attention: what the context adds to whole tokens,
+ * attention by itself, and launch by launch.
+ */
+async function longLines(setting: Setting): Promise<void> {
+  const { model, shape, peaks, signal, line } = setting;
+  using near = await readPrompt(setting, prompt_tokens);
   const began = performance.now();
-  using output = await model.call({
-    input_ids,
+  using far = await readPrompt(setting, long_context);
+  const prefill_ms = rounded(performance.now() - began);
+  const { attention_layers } = sizesOf(shape);
+  const attention = async (what: string, keys: number, rounds: number[], rest = {}) => {
+    const us = median(rounds);
+    const bytes = tokenBytes(shape, keys).keys / attention_layers;
+    const share_read = rounded(bytes / us / 1e-6 / peaks.read_bytes_s);
+    const all = rounds.map((round) => rounded(round));
+    await line({ what, context: keys, us: rounded(us), share_read, rounds: all, ...rest });
+  };
+  const cache = far.past_key_values!;
+  const pairs = await stepsInTurns(model, { short: near.past_key_values!, long: cache }, signal);
+  const [{ hash, new_tokens }] = pairs;
+  const steps = pairs.map(({ long_ms }) => long_ms);
+  await stepsLine(setting, { batch: 1, context: long_context + new_tokens / 2, steps, hash });
+  const added = pairs.map(({ long_ms, short_ms }) => (long_ms - short_ms) * 1e3 / attention_layers);
+  const name = "decode attention";
+  await attention(`${name}, added to a token`, long_context - prompt_tokens, added);
+  const alone = await decodeAttentionUs(model, cache, signal);
+  await attention(`${name}, by itself`, long_context, alone);
+  const profile = await profileRun(model, { cache, past: long_context, tokens: 1 }, signal);
+  await attention(name, long_context, [launchUs(profile, "attention")], { prefill_ms });
+}
+
+/** A prompt's output, whose cache can be gone on from. */
+async function readPrompt({ model, shape, signal }: Setting, tokens: number) {
+  const output = await model.call({
+    input_ids: [promptIds(tokens, shape.vocab_size)],
     logits_to_keep: 1,
     use_cache: true,
     prefill_chunk_size: 8192,
     signal,
   });
   await output.logits!.data();
-  const prefill_ms = rounded(performance.now() - began);
-  const cache = output.past_key_values!;
-  const profile = await profileRun(model, { cache, past: long_context, tokens: 1 }, signal);
-  const us = launchUs(profile, "attention");
-  const bytes = tokenBytes(shape, long_context).keys / sizesOf(shape).attention_layers;
-  await line({
-    what: "decode attention",
-    context: long_context,
-    us: rounded(us),
-    share_read: rounded(bytes / us / 1e-6 / peaks.read_bytes_s),
-    prefill_ms,
-  });
+  return output;
 }

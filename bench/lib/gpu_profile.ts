@@ -31,7 +31,8 @@ export interface ProfiledRun {
   readonly tokens: number;
 }
 
-const sampling = {
+/** The likeliest id of every row. */
+export const greedy = {
   do_sample: 0,
   top_k: 0,
   temperature: 1,
@@ -64,7 +65,7 @@ export async function profileRun(
     ids,
     positions: Array.from({ length: tokens }, (_, t) => past + t),
     logit_rows: [tokens - 1],
-    sampling,
+    sampling: greedy,
   }));
   const request: PlanRequest = {
     capacity: { tokens: bucket(rows * tokens), seqs: bucket(rows), logits: bucket(rows) },

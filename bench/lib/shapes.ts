@@ -127,3 +127,17 @@ export function prefillFlops(s: Shape, tokens: number): number {
   const attention = attention_layers * 2 * s.hidden_size * tokens;
   return tokens * (2 * layers + scan + attention) + 2 * head;
 }
+
+/** On a GPU: bytes of states that one sequence's token reads and writes, and of keys and values it reads. */
+export function tokenBytes(
+  shape: Shape,
+  context: number,
+  state_bytes = 4,
+): { states: number; keys: number } {
+  const { inner, conv_dim, kv, attention_layers, mamba_layers } = sizesOf(shape);
+  return {
+    states: mamba_layers * 2 *
+      (state_bytes * inner * shape.mamba_d_state + 4 * conv_kernel * conv_dim),
+    keys: attention_layers * 2 * kv * context * 2,
+  };
+}

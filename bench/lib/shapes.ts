@@ -116,16 +116,20 @@ export function decodeBytes(s: Shape, matrix_bytes: number, context: number): nu
 }
 
 /**
- * Operations of a prompt of `tokens`: matrix products (the head for one row), the scan in chunks
- * (its causal half) and attention (its causal half).
+ * Operations of a prompt of `tokens` whose last one has logits: matrix products (for one row the
+ * head, and in the last layer what stands behind its mixer), the scan in chunks (its causal half)
+ * and attention (its causal half).
  */
 export function prefillFlops(s: Shape, tokens: number): number {
+  const { hidden_size: h } = s;
   const { inner, attention_layers, mamba_layers } = sizesOf(s);
   const { layers, head } = matrixParameters(s);
   const scan = mamba_layers *
     (inner * (4 * s.mamba_d_state + scan_chunk) + s.mamba_d_state * scan_chunk);
-  const attention = attention_layers * 2 * s.hidden_size * tokens;
-  return tokens * (2 * layers + scan + attention) + 2 * head;
+  const attention = attention_layers * 2 * h * tokens;
+  const attends_last = s.attn_layer_indices.includes(s.num_hidden_layers - 1);
+  const once = (attends_last ? h : inner) * h + 3 * h * s.intermediate_size;
+  return tokens * (2 * (layers - once) + scan + attention) + 2 * (once + head);
 }
 
 /** On a GPU: bytes of states that one sequence's token reads and writes, and of keys and values it reads. */

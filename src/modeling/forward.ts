@@ -15,11 +15,16 @@ export interface ForwardInputs {
   readonly output_hidden_states?: boolean;
   /** Keep softmax weights over this many keys (`output_attentions`). */
   readonly attention_keys?: number;
+  /**
+   * Nobody reads other rows of the decoder's result than the step buffer's `logit_rows`: it gives
+   * back those alone, and what only others need is left out.
+   */
+  readonly logit_rows_only?: boolean;
 }
 
 /** Results of a recording. */
 export interface ForwardOutputs {
-  /** (tokens, hidden_size) */
+  /** (tokens, hidden_size); with `logit_rows_only` (logits, hidden_size) */
   readonly last_hidden_state: Tensor;
   /** (logits, vocab_size) of a model with a head */
   readonly logits?: Tensor;

@@ -137,6 +137,7 @@ export function record(model: Recordable, request: PlanRequest): Graph {
     past_key_values: model.layout,
     output_hidden_states: request.output_hidden_states,
     attention_keys: request.attention_keys,
+    logit_rows_only: logitRowsOnly(request),
   });
   const tap = request.taps?.find((name) => !graph.outputs.has(name));
   if (tap !== undefined) throw new RangeError(`Expected taps of the model but found "${tap}"`);
@@ -148,6 +149,17 @@ export function record(model: Recordable, request: PlanRequest): Graph {
   }
   if (outputs.logits) recordTail(graph, outputs.logits, tail, keep);
   return graph;
+}
+
+/**
+ * Whether the last layer may leave out the rows without logits, which leaves little more of it than
+ * its states. Where many rows have logits, bringing them together would cost more.
+ */
+function logitRowsOnly(request: PlanRequest): boolean {
+  const { tokens, logits } = request.capacity;
+  const reads = request.output_hidden_states || request.taps?.length ||
+    request.keep?.includes("last_hidden_state");
+  return !reads && !request.decode && 4 * logits <= tokens;
 }
 
 function recordTail(

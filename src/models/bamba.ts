@@ -22,6 +22,10 @@ import { BambaConfig } from "./bamba_config.ts";
 /** cos and sin for every token, each (tokens, rotary_dim / 2). */
 type PositionEmbeddings = readonly [cos: Tensor, sin: Tensor];
 
+/** Which rows go on behind a mixer's state: all, or in the last layer those that are wanted. */
+type KeptRows = (x: Tensor) => Tensor;
+const allRows: KeptRows = (x) => x;
+
 /** The norm of the Mamba mixer: gate first, one mean for each group of channels. */
 export class BambaRMSNormGated extends Module {
   weight: Tensor; // (intermediate_size)
@@ -98,9 +102,15 @@ export class BambaMixer extends Module {
   /**
    * @param hidden_states (tokens, hidden_size)
    * @param cache_params this layer's states, continued and updated in place
-   * @param residual (tokens, hidden_size), added to the result
+   * @param residual added to the result: one row for each that `kept` leaves
+   * @param kept leaves those rows that are wanted
    */
-  forward(hidden_states: Tensor, cache_params: MambaState, residual: Tensor): Tensor {
+  forward(
+    hidden_states: Tensor,
+    cache_params: MambaState,
+    residual: Tensor,
+    kept: KeptRows,
+  ): Tensor {
     const graph = hidden_states.graph!;
     const groups_state = this.n_groups * this.ssm_state_size;
 
@@ -122,7 +132,8 @@ export class BambaMixer extends Module {
     const y = graph.tap("ssd", ops.ssmScan(operands, cache_params.ssm_state));
 
     // 4. Gated norm and final linear projection
-    return this.out_proj.forward(graph.tap("gated_norm", this.norm.forward(y, gate)), residual);
+    const normed = graph.tap("gated_norm", this.norm.forward(kept(y), kept(gate)));
+    return this.out_proj.forward(normed, residual);
   }
 }
 
@@ -162,7 +173,8 @@ export class BambaAttention extends Module {
   /**
    * @param hidden_states (tokens, hidden_size)
    * @param past_key_value this layer's pages, appended to
-   * @param residual (tokens, hidden_size), added to the result
+   * @param residual added to the result: one row for each that `kept` leaves
+   * @param kept leaves those rows that are wanted
    * @param probs_keys keep the softmax weights over this many keys for `output_attentions`
    */
   forward(
@@ -170,6 +182,7 @@ export class BambaAttention extends Module {
     position_embeddings: PositionEmbeddings,
     past_key_value: AttentionState,
     residual: Tensor,
+    kept: KeptRows,
     probs_keys?: number,
   ): Tensor {
     const graph = hidden_states.graph!;
@@ -190,7 +203,7 @@ export class BambaAttention extends Module {
       graph.output(graph.path("attentions"), probs);
     }
     const attn_output = ops.attention(query, past_key_value, shape);
-    return this.o_proj.forward(graph.tap("attn", attn_output), residual);
+    return this.o_proj.forward(kept(graph.tap("attn", attn_output)), residual);
   }
 }
 
@@ -237,23 +250,25 @@ export class BambaDecoderLayer extends Module {
     return (this.mamba ?? this.self_attn!).cacheSpec();
   }
 
-  /** @param hidden_states (tokens, hidden_size) @returns the same shape */
+  /** @param hidden_states (tokens, hidden_size) @returns the rows of it that `kept` leaves */
   forward(
     hidden_states: Tensor,
     past_key_values: CacheLayout,
     position_embeddings: PositionEmbeddings,
+    kept: KeptRows,
     probs_keys?: number,
   ): Tensor {
     const graph = hidden_states.graph!;
-    const residual = hidden_states;
+    const residual = kept(hidden_states);
     const normed = graph.tap("mixer_in", this.input_layernorm.forward(hidden_states));
     hidden_states = this.mamba
-      ? this.mamba.forward(normed, past_key_values.mamba(this.layer_idx), residual)
+      ? this.mamba.forward(normed, past_key_values.mamba(this.layer_idx), residual, kept)
       : this.self_attn!.forward(
         normed,
         position_embeddings,
         past_key_values.attention(this.layer_idx),
         residual,
+        kept,
         probs_keys,
       );
     graph.tap("mixer_out", hidden_states);
@@ -287,7 +302,7 @@ export class BambaModel extends PreTrainedModel {
   /**
    * @param inputs.input_ids (tokens), or inputs_embeds (tokens, hidden_size)
    * @param inputs.position_ids (tokens)
-   * @returns last_hidden_state (tokens, hidden_size)
+   * @returns last_hidden_state (tokens, hidden_size), or of `logit_rows_only` (logits, hidden_size)
    */
   override forward(inputs: ForwardInputs): ForwardOutputs {
     const { input_ids, inputs_embeds, position_ids, past_key_values } = inputs;
@@ -298,11 +313,14 @@ export class BambaModel extends PreTrainedModel {
 
     for (const [i, decoder_layer] of this.layers.entries()) {
       if (inputs.output_hidden_states) all_hidden_states.push(hidden_states);
+      const last = i + 1 === this.layers.length;
+      const kept = last && inputs.logit_rows_only ? ops.gatherRows : allRows;
       hidden_states = graph.scope(`layer${i}`, () =>
         decoder_layer.forward(
           hidden_states,
           past_key_values,
           position_embeddings,
+          kept,
           inputs.attention_keys,
         ));
     }
@@ -337,7 +355,9 @@ export class BambaForCausalLM extends GenerationMixin {
    */
   override forward(inputs: ForwardInputs): ForwardOutputs {
     const outputs = this.model.forward(inputs);
-    const kept = ops.gatherRows(outputs.last_hidden_state);
-    return { ...outputs, logits: this.lm_head.forward(kept) };
+    const { last_hidden_state } = outputs;
+    const kept = inputs.logit_rows_only ? last_hidden_state : ops.gatherRows(last_hidden_state);
+    // Scores are not rounded: sampling and losses take float32.
+    return { ...outputs, logits: this.lm_head.forward(kept, undefined, "float32") };
   }
 }

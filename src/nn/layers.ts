@@ -1,6 +1,6 @@
 /** The layers Bamba is built from, with torch's names and fields. */
 
-import { constant, parameter, type Tensor } from "../graph/tensor.ts";
+import { constant, type DTypeName, parameter, type Tensor } from "../graph/tensor.ts";
 import * as ops from "../ops/mod.ts";
 import { Module } from "./module.ts";
 
@@ -15,9 +15,13 @@ export class Linear extends Module {
     if (o.bias) this.bias = parameter([out_features]);
   }
 
-  /** @param x (rows, in_features) @param residual (rows, out_features), added last */
-  forward(x: Tensor, residual?: Tensor): Tensor {
-    return ops.linear(x, this.weight, this.bias, residual);
+  /**
+   * @param x (rows, in_features)
+   * @param residual (rows, out_features), added last
+   * @param dtype of the result, x's where nothing is said
+   */
+  forward(x: Tensor, residual?: Tensor, dtype?: DTypeName): Tensor {
+    return ops.linear(x, this.weight, this.bias, residual, dtype);
   }
 }
 

@@ -1,7 +1,7 @@
 /** Matrix products with weights. */
 
 import { graphOf } from "../graph/graph.ts";
-import type { Tensor } from "../graph/tensor.ts";
+import type { DTypeName, Tensor } from "../graph/tensor.ts";
 import { expectColumns, expectSameRows, expectShape } from "./check.ts";
 
 /**
@@ -11,10 +11,17 @@ import { expectColumns, expectSameRows, expectShape } from "./check.ts";
  * @param weight (out_features, in_features), loaded as panels
  * @param bias (out_features)
  * @param residual (rows, out_features), added last
+ * @param dtype of the result, x's where nothing is said
  * @returns (rows, out_features)
  * @throws {RangeError} when shapes do not fit
  */
-export function linear(x: Tensor, weight: Tensor, bias?: Tensor, residual?: Tensor): Tensor {
+export function linear(
+  x: Tensor,
+  weight: Tensor,
+  bias?: Tensor,
+  residual?: Tensor,
+  dtype: DTypeName = x.dtype,
+): Tensor {
   const graph = graphOf("linear", x);
   const [out_features, in_features] = weight.shape;
   expectColumns("linear", "x", x, in_features);
@@ -23,8 +30,7 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor, residual?: Tens
     expectSameRows("linear", x, residual);
     expectColumns("linear", "residual", residual, out_features);
   }
-  // What becomes scores is not rounded: sampling and losses take float32.
-  const out = graph.value(x.rows, out_features, x.rows === "logits" ? "float32" : x.dtype);
+  const out = graph.value(x.rows, out_features, dtype);
   graph.emit("linear", [x, weight, bias, residual], [out]);
   return out;
 }

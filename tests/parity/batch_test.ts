@@ -159,6 +159,31 @@ for (const name of tiny_models) {
       }
     });
 
+    it("gives a row the same bits where few rows have logits, and leaves the same states", async () => {
+      using model = await load();
+      const vocab = model.config.vocab_size;
+      const input_ids = [longest(prompts)];
+      const columns = input_ids[0].length;
+      using all = await model.call({ input_ids });
+      const truth = await all.logits!.data() as Float32Array;
+      for (const kept of [[columns - 1], [0, columns - 2]]) {
+        for (const prefill_chunk_size of [64, columns]) {
+          const what = `positions ${kept} in chunks of ${prefill_chunk_size}`;
+          const options = { logits_to_keep: kept, prefill_chunk_size };
+          using few = await model.call({ input_ids, ...options });
+          const found = await few.logits!.data() as Float32Array;
+          assertSameBits(what, found, pick(truth, vocab, kept));
+          for (const i of model.config.layers_block_type.keys()) {
+            const theirs = all.past_key_values!.layer(i);
+            for (const [name, state] of Object.entries(few.past_key_values!.layer(i))) {
+              const [mine, whole] = [await state.data(), await theirs[name].data()];
+              assertSameBits(`${name} of layer ${i}`, mine as Float32Array, whole as Float32Array);
+            }
+          }
+        }
+      }
+    });
+
     it("gives attention weights that sum to one over the real keys", async () => {
       using model = await load();
       const { input_ids, attention_mask } = padded;

@@ -23,9 +23,11 @@ const turn_bytes = 2 * wiring.line;
 
 /// Launches the first link, and as many behind it as go into the same launch; gives their number.
 pub fn launch(tasks: []const Task, links: []const chain.Link, s: *Stream) usize {
+    const link = links[0];
+    // What has a row for each of the run's logits has none in a long prompt's first runs.
+    if (k.rows(&tasks[link.first + link.count - 1], 0) == 0) return 1;
     const count = together(tasks, links, s);
     if (count == 0) {
-        const link = links[0];
         link.launch(tasks[link.first..][0..link.count], s);
         return 1;
     }

@@ -77,6 +77,10 @@ enum { ALL_MEET = 3, STATES_MEET = 4, STATES_BEGIN = 5 };  // named barriers beh
 // Threads of one group meet, and those of all products.
 DEVICE void group_sync(int group) { named_sync(group + 1, GROUP_THREADS); }
 DEVICE void all_sync() { named_sync(ALL_MEET, THREADS); }
+// The product in front of a state begins, and those who update the state know. Products wait, too: a block that has no
+// part in any of them would otherwise come to the next state's before its own warps have come to this one's, and once a
+// barrier has counted two of its arrivals as one, somebody waits for ever.
+DEVICE void states_begin() { named_sync(STATES_BEGIN, THREADS + STATE_THREADS); }
 // Behind a product whose groups meet once a panel: where the other group has a panel more. Only racecheck needs it: it
 // counts a thread's barriers whatever their numbers, and takes what all_sync orders for unordered once two groups have not
 // met as often as each other.
@@ -262,13 +266,12 @@ DEVICE void update_state(const State& a, uint16_t* cells, SsmShared& shared, Wai
     if (blockIdx.x >= of.heads) wait();
 }
 DEVICE void update_states(const ChainArgs& a, uint16_t* cells, SsmShared& shared) {
-    auto wait = [] { named_sync(STATES_BEGIN, GROUP_THREADS + STATE_THREADS); };
     for (int of = 0; of < a.count; of++) {
         if (a.of[of].state < 0) continue;
         const State& s = a.states[a.of[of].state];
-        if (s.dtype == 0) update_state<float>(s, cells, shared, wait);
-        else if (s.dtype == 1) update_state<bf16>(s, cells, shared, wait);
-        else update_state<__half>(s, cells, shared, wait);
+        if (s.dtype == 0) update_state<float>(s, cells, shared, states_begin);
+        else if (s.dtype == 1) update_state<bf16>(s, cells, shared, states_begin);
+        else update_state<__half>(s, cells, shared, states_begin);
     }
 }
 
@@ -312,7 +315,7 @@ DEVICE void serve_products(const ChainArgs& a, float (*squares)[WARPS], uint32_t
         const Product& p = a.of[of];
         const bool idle = blockIdx.x >= kernel.tiles(p);  // nothing to do, so nothing to wait for
         if (of > 0 && !idle) prefetch_norm(p);
-        if (p.state >= 0 && group == 0) named_arrive(STATES_BEGIN, GROUP_THREADS + STATE_THREADS);
+        if (p.state >= 0) states_begin();
         if (!idle)
             stage_any(p, cells, squares, group, tid,
                       [&](int c, const float* v, bool there) { kernel.store(p, c, v, there); });

@@ -267,3 +267,53 @@ pub fn expectSameBits(
         for (kept, wanted) |now, w| try testing.expectEqualSlices(u8, w, now);
     }
 }
+
+/// Two small layers, of one head each, on so many blocks that most have no part in any product:
+/// they must not run ahead of their own warps, which update states. As a chain and one by one.
+pub fn expectOrder(
+    comptime make: Make,
+    comptime runOn: fn (n_blocks: c_int, of: []const Product, states: []const State) void,
+) !void {
+    const one = 64; // a head's channels
+    const n = 2 * one + 2 * 128 + 1;
+    const x = try row(hidden);
+    const before = try arena.allocator().dupe(u16, x);
+    var of: [4]Product = undefined;
+    var states: [2]State = undefined;
+    for (&states, 0..) |*s, l| {
+        const first = of[2 * l ..];
+        const v: Values = .{ .x = x, .y = try row(inner), .wide = x, .into = try row(into) };
+        const made = try layer(v, @splat(0), make);
+        first[0] = made.of[3];
+        first[0].n = n;
+        first[1] = made.of[0];
+        first[1].k = one;
+        first[1].residual = null;
+        s.* = .{ .of = made.state };
+        s.of.heads = 1;
+        s.of.conv_dim = n - 1 - one;
+        s.of.x = v.into[one..].ptr;
+        s.of.dt = v.into[n - 1 ..].ptr;
+        @memset(s.of.conv_state[0 .. taps * channels], 0.5);
+        @memset(s.of.state[0 .. one * 128], 0.25);
+        runOn(1, first[0..1], &.{});
+        support.bamba_emulate("conv_ssm_update_bf16", &s.of, 1, 1, 1, 256);
+        runOn(1, first[1..2], &.{});
+        @memset(s.of.conv_state[0 .. taps * channels], 0.5);
+        @memset(s.of.state[0 .. one * 128], 0.25);
+        const at: i32 = @intCast(l * 1024);
+        first[0].out_cells = at;
+        first[0].state = @intCast(l);
+        first[0].x_cells = if (l == 0) -1 else of[1].out_cells;
+        s.x_cells = at + one;
+        s.dt_cells = at + n - 1;
+        s.y_cells = at + 512;
+        first[1].x_cells = s.y_cells;
+        first[1].gate_cells = at;
+        first[1].out_cells = at + 576;
+    }
+    const wanted = try arena.allocator().dupe(u16, x);
+    @memcpy(x, before);
+    runOn(2 + (n + 15) / 16, &of, &states);
+    try testing.expectEqualSlices(u16, wanted, x);
+}

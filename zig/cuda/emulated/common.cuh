@@ -58,6 +58,7 @@ struct Thread {
     ucontext_t context;
     int block, number;
     bool done;
+    int met[16];        // named barriers: how often it has come
     uint32_t words[6];  // what its warp reads of it
     int n_copies, n_groups, group_ends[8];
     Copy copies[128];
@@ -135,6 +136,7 @@ static void run_blocks(int first, int count, int per_block) {
         of.at = {i % gridDim.x, i % plane / gridDim.x, i / plane};
         for (int t = 0; t < per_block; t++) {
             Thread& of = threads[n_threads++];
+            memset(of.met, 0, sizeof(of.met));
             of.done = false, of.n_copies = of.n_groups = 0, of.block = b, of.number = t;
             void* const stack = of.context.uc_stack.ss_sp;
             getcontext(&of.context);
@@ -150,7 +152,7 @@ static void run_blocks(int first, int count, int per_block) {
 static void emulate(void (*of)(const void*), const void* with, Index grid, int per_block, int together, int cluster) {
     static int have_threads, have_teams;
     for (; have_threads == 0 || have_threads < per_block * together; have_threads++) {
-        if (have_threads == 0) threads = (Thread*)calloc(1 << 13, sizeof(Thread)), teams = (Team*)calloc(64, sizeof(Team));
+        if (have_threads == 0) threads = (Thread*)calloc(1 << 15, sizeof(Thread)), teams = (Team*)calloc(64, sizeof(Team));
         threads[have_threads].context.uc_stack.ss_sp = malloc(stack_bytes);
     }
     for (; have_teams < together; have_teams++) teams[have_teams].shared = (uint8_t*)aligned_alloc(1024, shared_bytes);

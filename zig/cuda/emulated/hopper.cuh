@@ -58,6 +58,8 @@ DEVICE bool mbar_done(uint32_t bar, uint32_t parity) {
 }
 DEVICE void named_arrive(int id, int of) {
     Meeting& m = team().named[id];
+    if (thread().met[id] > m.times) fail("arrives twice at a barrier that others have not come to");
+    thread().met[id] = m.times + 1;
     if (++m.came == of) m.came = 0, m.times++;
     idle = 0;
 }

@@ -57,6 +57,9 @@ fn mapOf(p: Product) support.Map {
     };
 }
 fn run(of: []const Product, states: []const State) void {
+    runOn(blocks, of, states);
+}
+fn runOn(n_blocks: c_int, of: []const Product, states: []const State) void {
     const Call = extern struct { maps: [40]support.Map, args: chain.Args };
     var call: Call = .{ .maps = undefined, .args = .{
         .of = @splat(of[0]),
@@ -70,7 +73,7 @@ fn run(of: []const Product, states: []const State) void {
     @memcpy(call.args.states[0..states.len], states);
     for (of, 0..) |p, i| call.maps[i] = mapOf(p);
     const name = if (of[0].type == 0) "rows_chain_bf16" else "rows_chain_e4m3";
-    support.bamba_emulate_sm90(name, &call, blocks, 1);
+    support.bamba_emulate_sm90(name, &call, n_blocks, 1);
 }
 
 test "a product in a chain's kernel is near its sum" {
@@ -83,4 +86,10 @@ test "a chain of layers in rows gives the bits of its products and states one by
     chain.arena = .init(testing.allocator);
     defer chain.arena.deinit();
     for (0..types.len) |kind| try chain.expectSameBits(@splat(@splat(kind)), weight, run);
+}
+
+test "a block without a part in any product comes to no state before its own warps do" {
+    chain.arena = .init(testing.allocator);
+    defer chain.arena.deinit();
+    try chain.expectOrder(weight, runOn);
 }

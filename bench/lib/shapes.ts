@@ -117,8 +117,8 @@ export function decodeBytes(s: Shape, matrix_bytes: number, context: number): nu
 
 /**
  * Operations of a prompt of `tokens` whose last one has logits: matrix products (for one row the
- * head, and in the last layer what stands behind its mixer), the scan in chunks (its causal half)
- * and attention (its causal half).
+ * head, and in the last layer the gate and what stands behind the mixer), the scan in chunks (its
+ * causal half) and attention (its causal half).
  */
 export function prefillFlops(s: Shape, tokens: number): number {
   const { hidden_size: h } = s;
@@ -128,7 +128,7 @@ export function prefillFlops(s: Shape, tokens: number): number {
     (inner * (4 * s.mamba_d_state + scan_chunk) + s.mamba_d_state * scan_chunk);
   const attention = attention_layers * 2 * h * tokens;
   const attends_last = s.attn_layer_indices.includes(s.num_hidden_layers - 1);
-  const once = (attends_last ? h : inner) * h + 3 * h * s.intermediate_size;
+  const once = (attends_last ? h : 2 * inner) * h + 3 * h * s.intermediate_size;
   return tokens * (2 * (layers - once) + scan + attention) + 2 * (once + head);
 }
 

@@ -1,10 +1,12 @@
 /** Between a model's parameters and the weights that are loaded for them. */
 
 import { type LayoutName, Tensor } from "../graph/tensor.ts";
+import { panel } from "../native/bindings.gen.ts";
 import type { DeviceKindName } from "../native/native.ts";
+import { Linear } from "../nn/layers.ts";
 import type { Module } from "../nn/module.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
-import { isBlocks } from "../weights/layout.ts";
+import { isBlocks, layoutBytes } from "../weights/layout.ts";
 import type { LoadedWeight, WeightSet, WeightSpec } from "../weights/load.ts";
 
 /** Of all matrices: whether they are bf16, in blocks or 8-bit floats; of the layers': blocks. */
@@ -78,4 +80,28 @@ function weightSpecs(
 export function weightTensor(weight: LoadedWeight): Tensor {
   const { shape, dtype, layout, buffer, offset } = weight;
   return new Tensor(shape, dtype, { space: "weight", layout, buffer, offset });
+}
+
+/**
+ * A loaded layer without bias as several that share its weights, with so many outputs each;
+ * undefined where those of one do not lie together: scales of 8-bit floats may lie in front of all.
+ */
+export function linearParts(
+  { weight, bias }: Linear,
+  sizes: readonly number[],
+): Linear[] | undefined {
+  const { storage, dtype, shape: [, cols] } = weight;
+  if (storage.space !== "weight" || bias) return undefined;
+  if (dtype === "float8_e4m3fn" || dtype === "int32") return undefined;
+  const parts: Linear[] = [];
+  let begin = 0;
+  for (const size of sizes) {
+    if (begin % panel !== 0) return undefined;
+    const offset = storage.offset + layoutBytes([begin, cols], dtype, storage.layout);
+    const part = new Linear(cols, size);
+    part.weight = new Tensor([size, cols], dtype, { ...storage, offset });
+    parts.push(part);
+    begin += size;
+  }
+  return parts;
 }

@@ -12,6 +12,7 @@ import { parameter, type Tensor } from "../graph/tensor.ts";
 import { GenerationMixin } from "../generation/mixin.ts";
 import type { LayerCacheSpec } from "../modeling/cache_dtypes.ts";
 import type { AttentionState, CacheLayout, MambaState } from "../modeling/cache_layout.ts";
+import { linearParts } from "../modeling/parameters.ts";
 import { PreTrainedModel } from "../modeling/pretrained.ts";
 import type { ForwardInputs, ForwardOutputs } from "../modeling/forward.ts";
 import { Conv1d, Embedding, Linear, RMSNorm, RotaryEmbedding } from "../nn/layers.ts";
@@ -115,12 +116,7 @@ export class BambaMixer extends Module {
     const groups_state = this.n_groups * this.ssm_state_size;
 
     // 1. Gated MLP's linear projection
-    const projected = graph.tap("in_proj", this.in_proj.forward(hidden_states));
-    const [gate, xBC, dt] = ops.split(projected, [
-      this.intermediate_size,
-      this.conv_dim,
-      this.num_heads,
-    ]);
+    const [gateOfKept, xBC, dt] = this.project(hidden_states, kept);
 
     // 2. Convolution sequence transformation
     const convolved = graph.tap("conv", this.conv1d.forward(xBC, cache_params.conv_state, "silu"));
@@ -132,8 +128,27 @@ export class BambaMixer extends Module {
     const y = graph.tap("ssd", ops.ssmScan(operands, cache_params.ssm_state));
 
     // 4. Gated norm and final linear projection
-    const normed = graph.tap("gated_norm", this.norm.forward(kept(y), kept(gate)));
+    const normed = graph.tap("gated_norm", this.norm.forward(kept(y), gateOfKept()));
     return this.out_proj.forward(normed, residual);
+  }
+
+  /** Records the gate of the rows that are kept when asked for it, the scan's inputs of all now. */
+  private project(
+    hidden_states: Tensor,
+    kept: KeptRows,
+  ): [gateOfKept: () => Tensor, xBC: Tensor, dt: Tensor] {
+    const { intermediate_size, conv_dim, num_heads, in_proj } = this;
+    const parts = kept === allRows
+      ? undefined
+      : linearParts(in_proj, [intermediate_size, conv_dim + num_heads]);
+    if (parts) {
+      const [gate_proj, input_proj] = parts;
+      const [xBC, dt] = ops.split(input_proj.forward(hidden_states), [conv_dim, num_heads]);
+      return [() => gate_proj.forward(kept(hidden_states)), xBC, dt];
+    }
+    const projected = hidden_states.graph!.tap("in_proj", in_proj.forward(hidden_states));
+    const [gate, xBC, dt] = ops.split(projected, [intermediate_size, conv_dim, num_heads]);
+    return [() => kept(gate), xBC, dt];
   }
 }
 

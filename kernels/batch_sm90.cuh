@@ -19,7 +19,7 @@
 //          first weights under way while this kernel and a norm between still run; see `pdl_launch`.
 // Launch: 320 threads (T = 128: 384; registers as of 512 below, which leaves norms' blocks some), at most a block a
 //   multiprocessor (132), all of which must run at once; dynamic smem BATCH_BESIDE + stages * (16384 +
-//   128 T), as many as 219 KB hold: the rest is for kernels with little. Tensor maps with 128-byte swizzle,
+//   128 T), as many as 219 KB hold, and in e4m3 8 T for scales: the rest is for kernels with little. Tensor maps with 128-byte swizzle,
 //   boxes of 128 bytes: x T rows, W 128 rows, with SwiGLU the pairs of W and W2 (`mapPairs` in stream.zig), 64 rows each.
 #pragma once
 #include "wgmma.cuh"
@@ -113,27 +113,6 @@ template <int T, bool SWIGLU, typename OUT> struct Results {
             }
     }
     DEVICE_MEMBER void store(const BatchArgs& a, const float* sums) const;
-    // e4m3: times the scales of tokens and rows; rows' are those of the pair's first and second matrix.
-    DEVICE_MEMBER void scale(const BatchArgs&, float*) const {}
-    DEVICE_MEMBER void scale(const Fp8BatchArgs& a, float* sums) const {
-        const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-        float of_row[2];
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const int row = row0 + (SWIGLU ? 0 : 8 * h) + g;
-            of_row[h] = row < a.of.n ? (SWIGLU && h != a.of.up_first ? a.w2_scale : a.w_scale)[row] : 0;
-        }
-#pragma unroll
-        for (int i = 0; i < T / 8; i++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                if (i < from || i >= to) continue;
-                const int token = token0 + 8 * i + 2 * t + e;
-                const float of_token = token < a.of.m ? __ldcg(a.x_scale + token) : 0;
-#pragma unroll
-                for (int h = 0; h < 2; h++) sums[4 * i + 2 * h + e] = sums[4 * i + 2 * h + e] * of_token * of_row[h];
-            }
-    }
 };
 template <int T, bool SWIGLU, typename OUT>
 DEVICE_MEMBER void Results<T, SWIGLU, OUT>::store(const BatchArgs& a, const float* sums) const {
@@ -168,6 +147,13 @@ DEVICE_MEMBER void Results<T, SWIGLU, OUT>::store(const BatchArgs& a, const floa
         }
     }
 }
+
+// What sums are multiplied by: nothing, and in e4m3 scales (linear_fp8_batch_sm90.cu).
+template <int T, bool SWIGLU, typename ARGS> struct Scales {
+    DEVICE_MEMBER explicit Scales(float*) {}
+    DEVICE_MEMBER void ask(const ARGS&, const Share&, int) {}
+    DEVICE_MEMBER void apply(float*, int, int) const {}
+};
 
 // A tile's rows of a warpgroup, where several blocks have parts of it; `met` counts those, by 4 each time, for ever.
 __device__ uint32_t batch_met[512];
@@ -288,11 +274,13 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const ARG
     pdl_wait();
     const int group = threadIdx.x >> 7, tid = threadIdx.x & 127;
     const uint64_t desc_a = wgmma_desc(smem + group * (A_BYTES / 2), 0), desc_b = wgmma_desc(smem + A_BYTES, 0);
+    Scales<T, SWIGLU, ARGS> scales((float*)(raw + (full_w + 512 - smem_addr(raw))) + group * T);
     Place<STAGES> from;
     float acc[T / 2], total[T / 2];
     for (int unit = share.first; unit < share.end; unit++) {
         const int part = unit % PARTS, tile = unit / PARTS, begin = part * share.per;
         const int count = min(share.blocks_k, begin + share.per) - begin;
+        scales.ask(args, share, unit);
 #pragma unroll
         for (int i = 0; i < T / 2; i++) acc[i] = 0;
         int before = -1;
@@ -338,7 +326,7 @@ DEVICE void linear_batch(const CUtensorMap* mx, const CUtensorMap* mw, const ARG
                 meeting.add(total, 0, part + 1, 0, T / 8);
             }
         }
-        results.scale(args, total);
+        scales.apply(total, results.from, results.to);
         results.store(a, total);
     }
 }

@@ -244,10 +244,10 @@ fn addEmulated(c: Context) *Build.Step {
         "blocks_chain_sm90.cu",     "blocks_gemm_sm90.cu",  "blocks_int8.cuh",
         "blocks_mma.cu",            "chain.cuh",            "chain_ring.cuh",
         "e4m3.cuh",                 "embedding.cu",         "gemm_results.cuh",
-        "gemm_sm90.cuh",            "linear_batch_sm90.cu", "linear_fp8_mma.cu",
-        "linear_gemm_sm90.cu",      "linear_mma.cu",        "mma.cuh",
-        "rows_chain_sm90.cu",       "ssm_scan_sm90.cu",     "ssm_update.cu",
-        "ssm_update.cuh",
+        "gemm_sm90.cuh",            "linear_batch_sm90.cu", "linear_fp8_batch_sm90.cu",
+        "linear_fp8_mma.cu",        "linear_gemm_sm90.cu",  "linear_mma.cu",
+        "mma.cuh",                  "rows_chain_sm90.cu",   "ssm_scan_sm90.cu",
+        "ssm_update.cu",            "ssm_update.cuh",
     };
     for (kernels) |name|
         _ = sources.addCopyFile(b.path(b.fmt("../kernels/{s}", .{name})), name);

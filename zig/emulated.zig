@@ -6,6 +6,7 @@ test {
     _ = @import("cuda/emulated/attention_sm90_test.zig");
     _ = @import("cuda/emulated/blocks_sm90_test.zig");
     _ = @import("cuda/emulated/chain_test.zig");
+    _ = @import("cuda/emulated/linear_fp8_sm90_test.zig");
     _ = @import("cuda/emulated/linear_sm90_test.zig");
     _ = @import("cuda/emulated/mma_test.zig");
     _ = @import("cuda/emulated/one_token_test.zig");

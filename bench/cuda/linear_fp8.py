@@ -68,7 +68,7 @@ def batch(x, w, out, tokens, w2=None, bias=None, residual=None):
     a = BatchArgs(of, d.ptr(x[1]), d.ptr(w[1]), d.ptr(two[1]))
     maps = linear_batch.maps(x[0], w[0], None if w2 is None else w2[0], tokens)
     name = f"fp8_batch_{'swiglu_' if w2 is not None else ''}{tokens}"
-    BATCH.launch(name, (d.SMS,), linear_batch.threads(tokens), maps + [a], linear_batch.smem(tokens))
+    BATCH.launch(name, (d.SMS,), linear_batch.threads(tokens), maps + [a], linear_batch.smem(tokens) + 8 * tokens)
 
 
 def rnd(*shape, scale=1.0):

@@ -14,6 +14,10 @@ namespace gemm_file {
 }
 namespace batch_file {
 #include "linear_batch_sm90.cu"
+#undef BATCH_BODY
+#undef BATCH
+#undef BATCH_T
+#include "linear_fp8_batch_sm90.cu"
 }
 namespace chain_file {
 #include "blocks_chain_sm90.cu"
@@ -36,6 +40,7 @@ struct ScanCall { CUtensorMap x, b, c; scan_file::SsdArgs args; };
 struct BlocksCall { CUtensorMap x; blocks_file::BlocksGemmArgs args; };
 struct RowsCall { rows_file::ChainMaps maps; ChainArgs args; };
 struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
+struct Fp8BatchCall { CUtensorMap x, w; batch_file::Fp8BatchArgs args; };
 #define ATTENTION(NAME) \
     if (!strcmp(name, #NAME)) \
     return emulate([](const void* p) { \
@@ -64,6 +69,12 @@ struct BatchCall { CUtensorMap x, w; batch_file::BatchArgs args; };
     if (!strcmp(name, #NAME)) \
     return emulate([](const void* p) { \
         const BatchCall& c = *(const BatchCall*)p; \
+        batch_file::NAME(c.x, c.w, c.args); \
+    }, call, {x, 1, 1}, THREADS, x, 1)
+#define FP8_BATCH_CALL(NAME, THREADS) \
+    if (!strcmp(name, #NAME)) \
+    return emulate([](const void* p) { \
+        const Fp8BatchCall& c = *(const Fp8BatchCall*)p; \
         batch_file::NAME(c.x, c.w, c.args); \
     }, call, {x, 1, 1}, THREADS, x, 1)
 #define BLOCKS_CALL(NAME) \
@@ -115,6 +126,10 @@ extern "C" void bamba_emulate_sm90(const char* name, const void* call, int x, in
     BATCH_CALL(linear_batch_128_bf16, 384);
     BATCH_CALL(linear_batch_128_f32, 384);
     BATCH_CALL(linear_batch_swiglu_16_bf16, 320);
+    FP8_BATCH_CALL(fp8_batch_8, 320);
+    FP8_BATCH_CALL(fp8_batch_64, 320);
+    FP8_BATCH_CALL(fp8_batch_128, 384);
+    FP8_BATCH_CALL(fp8_batch_swiglu_16, 320);
     if (!strcmp(name, "blocks_chain"))
         return emulate([](const void* p) { chain_file::blocks_chain(*(const ChainArgs*)p); }, call, {x, 1, 1}, 768, x, 1);
     ROWS_CALL(rows_chain_bf16);

@@ -40,7 +40,7 @@ const Sums = int8.Sums;
 pub const Unpacked = unpacking.Unpacked;
 const V = lanes.V;
 pub const kindOf = unpacking.kindOf;
-const slice = unpacking.slice;
+pub const slice = unpacking.slice;
 const width = command.panel;
 
 pub const MR = gemm.MR;
@@ -133,23 +133,39 @@ fn Part(comptime dtype: DType, comptime rows: usize, comptime across: usize) typ
             }
             return sums;
         }
-        /// to += by * the sums of a run's part, for all rows and vectors; `by` is x's scale, times
-        /// d in blocks of 32.
+        /// sums += by * the sums of a run's part, for all rows and vectors; `by` is x's scale,
+        /// times d in blocks of 32.
         inline fn addRun(
-            to: *Floats,
+            sums: *Floats,
             x: Rows,
             h: usize,
             w: [*]const Unpacked,
             r: usize,
             all: *const Integers,
         ) void {
+            const to = settled(sums);
+            var d: [vectors]F = undefined;
+            if (!is_long) inline for (0..vectors) |j| {
+                d[j] = floats(w, "d", r, j);
+            };
             inline for (0..rows) |i| {
                 const scale = x.scale(h, r, i);
                 inline for (0..vectors) |j| {
-                    const by = if (is_long) scale else floats(w, "d", r, j) * scale;
+                    const by = if (is_long) scale else d[j] * scale;
                     to[i][j] = simd.mulAdd(int8.floats(all[i][j]), by, to[i][j]);
                 }
             }
+        }
+        /// Sums in f32 lie in memory where 16 registers have room for integers alone. The compiler
+        /// is not to know the place: it would hold them in registers, and move both out and in.
+        inline fn settled(sums: *Floats) *Floats {
+            if (simd.has_avx512) return sums;
+            var same = sums;
+            asm volatile (""
+                : [same] "+r" (same),
+                :
+                : .{ .memory = true });
+            return same;
         }
         inline fn short(x: Rows, h: usize, w: [*]const Unpacked, r: usize, c: *Floats) void {
             const all = if (kindOf(dtype) == .shorts) shorts(x, h, w, r) else all: {
@@ -215,13 +231,12 @@ fn Part(comptime dtype: DType, comptime rows: usize, comptime across: usize) typ
         }
         fn run(n: usize, x: Rows, h: usize, w: [*]const Unpacked, c: [*]f32, first: bool) void {
             @setEvalBranchQuota(100_000);
-            var sums: Floats = undefined;
-            inline for (0..rows) |i| inline for (0..vectors) |j| {
-                sums[i][j] = if (first) simd.zero else simd.ldF(c + (i * vectors + j) * L);
-            };
-            for (0..n) |b| if (is_long) long(x, h, w, b, &sums) else short(x, h, w, b, &sums);
-            inline for (0..rows) |i| inline for (0..vectors) |j|
-                simd.st(c + (i * vectors + j) * L, sums[i][j]);
+            const place: *Floats = @ptrCast(@alignCast(c));
+            var mine: Floats = undefined;
+            const sums = if (simd.has_avx512) &mine else place;
+            if (first) sums.* = @splat(@splat(simd.zero)) else if (simd.has_avx512) mine = place.*;
+            for (0..n) |b| if (is_long) long(x, h, w, b, sums) else short(x, h, w, b, sums);
+            if (simd.has_avx512) place.* = mine;
         }
     };
 }

@@ -42,9 +42,12 @@ const BIAS = 2;
 const RESIDUAL = 3;
 const OUT = 4;
 
-/// Rows of a unit: a slice of them takes 256 KiB, half of L2.
-const block_rows = 512;
-const block_tiles = block_rows / many.MR;
+/// Tiles of a unit: a slice of their rows takes 256 KiB, half of L2.
+fn blockTiles(dtype: DType) usize {
+    const bytes: usize = if (many.kindOf(dtype) == .shorts) 2 else 1;
+    return 256 * 1024 / (many.slice * bytes) / many.MR;
+}
+const most_block_tiles = 512 / many.MR;
 const group_panels = 4;
 const units_a_thread = 8;
 /// Runs of 32 columns that one unit of rounding a single tile takes.
@@ -83,7 +86,7 @@ const Shape = struct {
             .distance = undefined,
             .group = group_panels,
             .groups = undefined,
-            .blocks = (cut.tiles + block_tiles - 1) / block_tiles,
+            .blocks = std.math.divCeil(usize, cut.tiles, blockTiles(weight.dtype)) catch unreachable,
         };
         while (s.streams > 1 and s.panels < s.streams * threads * 4) s.streams /= 2;
         s.distance = (s.panels + s.streams - 1) / s.streams;
@@ -190,7 +193,7 @@ fn multiply(t: *const Task, s: Shape, unit: usize, mine: *Scratch) void {
 }
 
 const Scratch = struct {
-    c: [group_panels * width * block_tiles * many.MR]f32 align(64),
+    c: [group_panels * width * most_block_tiles * many.MR]f32 align(64),
     unpacked: [many.NP]many.Unpacked,
 };
 /// Bytes of scratch that a thread needs.

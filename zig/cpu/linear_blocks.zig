@@ -86,7 +86,7 @@ const Shape = struct {
             .distance = undefined,
             .group = group_panels,
             .groups = undefined,
-            .blocks = std.math.divCeil(usize, cut.tiles, blockTiles(weight.dtype)) catch unreachable,
+            .blocks = (cut.tiles + blockTiles(weight.dtype) - 1) / blockTiles(weight.dtype),
         };
         while (s.streams > 1 and s.panels < s.streams * threads * 4) s.streams /= 2;
         s.distance = (s.panels + s.streams - 1) / s.streams;

@@ -11,7 +11,7 @@ import { promptIds } from "./measure.ts";
 export interface Family {
   launches: number;
   us: number;
-  /** Operations of the matrix products among them. */
+  /** Operations of the matrix products among them that all rows go through. */
   flop: number;
 }
 
@@ -114,12 +114,11 @@ function summed(
     let flop = 0;
     const parts = graph.commands.slice(first, first + count).map(({ op, operands }) => {
       if (op !== "linear") return op;
-      const [, weight] = operands;
-      const head = names.get(weight) === "lm_head";
-      flop += 2 * (head ? request.capacity.logits : rows) * weight!.size;
+      const [x, weight] = operands;
+      if (x!.shape[0] === request.capacity.tokens) flop += 2 * rows * weight!.size;
       return names.get(weight) ?? op;
     });
-    const name = parts.join("+");
+    const name = joined(parts);
     const family = families.get(name) ?? { launches: 0, us: 0, flop: 0 };
     families.set(name, family);
     family.launches++;
@@ -128,6 +127,30 @@ function summed(
   }
   const us = [...families.values()].reduce((sum, family) => sum + family.us, 0);
   return { families, launches: entries.length / 3, us };
+}
+
+/** Names of a launch's commands, what comes again and again once: "a+2 x (b+c)". */
+export function joined(parts: readonly string[]): string {
+  const said: string[] = [];
+  for (let at = 0; at < parts.length;) {
+    let [length, times] = [1, 1];
+    for (let size = 2; at + 2 * size <= parts.length; size++) {
+      let count = 1;
+      while (again(parts, at, at + count * size, size)) count++;
+      if (count > 1 && count * size > length * times) [length, times] = [size, count];
+    }
+    const once = parts.slice(at, at + length).join("+");
+    said.push(times > 1 ? `${times} x (${once})` : once);
+    at += length * times;
+  }
+  return said.join("+");
+}
+
+/** Whether `size` names from `later` on are those from `first` on. */
+function again(parts: readonly string[], first: number, later: number, size: number): boolean {
+  if (later + size > parts.length) return false;
+  for (let i = 0; i < size; i++) if (parts[first + i] !== parts[later + i]) return false;
+  return true;
 }
 
 /** A profile as a JSON line shows it: microseconds by family, the largest first. */

@@ -1,5 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "node:test";
+import { joined } from "../../bench/lib/gpu_profile.ts";
 import { Table } from "../../bench/lib/table.ts";
 
 describe("a table of results", () => {
@@ -48,5 +49,18 @@ describe("a table of results", () => {
         "  scan     0.00025",
       ].map((row) => row.trimEnd()),
     );
+  });
+});
+
+describe("a launch's name", () => {
+  it("says once what comes again and again", () => {
+    for (
+      const [parts, name] of [
+        ["norm", "norm"],
+        ["norm in norm out", "norm+in+norm+out"],
+        ["o norm up down norm up down norm up down head", "o+3 x (norm+up+down)+head"],
+        ["in out in out up up", "2 x (in+out)+up+up"],
+      ]
+    ) assertEquals(joined(parts.split(" ")), name);
   });
 });

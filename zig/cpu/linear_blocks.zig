@@ -43,11 +43,10 @@ const RESIDUAL = 3;
 const OUT = 4;
 
 /// Tiles of a unit: a slice of their rows takes 256 KiB, half of L2.
-fn blockTiles(dtype: DType) usize {
-    const bytes: usize = if (many.kindOf(dtype) == .shorts) 2 else 1;
+fn blockTiles(kind: rows_file.Kind) usize {
+    const bytes: usize = if (kind == .shorts) 2 else 1;
     return 256 * 1024 / (many.slice * bytes) / many.MR;
 }
-const most_block_tiles = 512 / many.MR;
 const group_panels = 4;
 const units_a_thread = 8;
 /// Runs of 32 columns that one unit of rounding a single tile takes.
@@ -73,6 +72,7 @@ const Shape = struct {
         const M = t.rows(OUT);
         const is_few = M <= few.max_rows;
         const threads: usize = @max(1, t.n_threads);
+        const in_block = blockTiles(many.kindOf(weight.dtype));
         var cut = gemm.Cut.init(M);
         if (is_few) cut.tiles = @min(M, 1);
         var s: Shape = .{
@@ -86,7 +86,7 @@ const Shape = struct {
             .distance = undefined,
             .group = group_panels,
             .groups = undefined,
-            .blocks = (cut.tiles + blockTiles(weight.dtype) - 1) / blockTiles(weight.dtype),
+            .blocks = (cut.tiles + in_block - 1) / in_block,
         };
         while (s.streams > 1 and s.panels < s.streams * threads * 4) s.streams /= 2;
         s.distance = (s.panels + s.streams - 1) / s.streams;
@@ -193,7 +193,7 @@ fn multiply(t: *const Task, s: Shape, unit: usize, mine: *Scratch) void {
 }
 
 const Scratch = struct {
-    c: [group_panels * width * most_block_tiles * many.MR]f32 align(64),
+    c: [group_panels * width * blockTiles(.bytes) * many.MR]f32 align(64),
     unpacked: [many.NP]many.Unpacked,
 };
 /// Bytes of scratch that a thread needs.

@@ -210,21 +210,7 @@ test "gemm_sm90: parts of k that run at once have the bits of parts in turn, aga
     }
 }
 
-const Batch = extern struct {
-    x: Map,
-    w: Map,
-    bias: ?[*]const f32,
-    residual: ?[*]const u16,
-    out: *anyopaque,
-    sums: ?[*]f32,
-    m: i32,
-    n: i32,
-    k: i32,
-    residual_stride: i32,
-    out_stride: i32,
-    up_first: i32,
-    pushes: i32,
-};
+const Batch = extern struct { x: Map, w: Map, of: support.BatchArgs };
 const BatchTile = struct {
     name: [*:0]const u8,
     tokens: usize,
@@ -244,17 +230,19 @@ fn batch(comptime T: type, p: Problem, tile: BatchTile, blocks: usize) ![]T {
     const call: Batch = .{
         .x = .of(p.x, p.m, p.k, @intCast(tile.tokens)),
         .w = w,
-        .bias = if (tile.two) null else p.bias.ptr,
-        .residual = if (tile.two) null else p.residual.ptr,
-        .out = out.ptr,
-        .sums = sums.ptr,
-        .m = @intCast(p.m),
-        .n = @intCast(p.n),
-        .k = @intCast(p.k),
-        .residual_stride = @intCast(p.n),
-        .out_stride = @intCast(p.n),
-        .up_first = @intFromBool(tile.up_first),
-        .pushes = @intFromBool(tile.two != tile.up_first), // either way, a hint alone
+        .of = .{
+            .bias = if (tile.two) null else p.bias.ptr,
+            .residual = if (tile.two) null else p.residual.ptr,
+            .out = out.ptr,
+            .sums = sums.ptr,
+            .m = @intCast(p.m),
+            .n = @intCast(p.n),
+            .k = @intCast(p.k),
+            .residual_stride = @intCast(p.n),
+            .out_stride = @intCast(p.n),
+            .up_first = @intFromBool(tile.up_first),
+            .pushes = @intFromBool(tile.two != tile.up_first), // either way, a hint alone
+        },
     };
     support.bamba_emulate_sm90(tile.name, &call, @intCast(blocks), 1);
     return out;

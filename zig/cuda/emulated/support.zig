@@ -169,3 +169,18 @@ pub const Map = extern struct {
         };
     }
 };
+
+/// `BatchArgs` of kernels/batch_sm90.cuh.
+pub const BatchArgs = extern struct {
+    bias: ?[*]const f32,
+    residual: ?[*]const u16,
+    out: *anyopaque,
+    sums: ?[*]f32,
+    m: i32,
+    n: i32,
+    k: i32,
+    residual_stride: i32,
+    out_stride: i32,
+    up_first: i32,
+    pushes: i32 = 0,
+};
